@@ -1,0 +1,188 @@
+"""Rounded reals and integer levels: the mass that a continuous distribution puts on each cell of a grid."""
+
+import math
+from typing import ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+from torch.distributions.utils import broadcast_all
+
+from probgen.emissions.categorical import table_counts, table_log_prob
+from probgen.emissions.emission import Emission, Statistics
+from probgen.errors import ParameterError
+
+__all__ = ["Discretised", "DiscretisedNormal"]
+
+
+def _log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(-x)) for x > 0 (Maechler 2012)."""
+    return torch.where(x < math.log(2), torch.log(-torch.expm1(-x)), torch.log1p(-torch.exp(-x)))
+
+
+def logistic_mass(a: Tensor, b: Tensor) -> Tensor:
+    """log(sigmoid(b) - sigmoid(a)) for a < b: log s(b) + log s(-a) + log(1 - e^(a-b)), stable in both tails."""
+    return nn.functional.logsigmoid(b) + nn.functional.logsigmoid(-a) + _log1mexp(b - a)
+
+
+def normal_mass(a: Tensor, b: Tensor) -> Tensor:
+    """log(Phi(b) - Phi(a)) for a < b, taken in the lower tail, where nothing cancels."""
+    flip = a + b > 0
+    low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
+    log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+    tiny = torch.finfo(a.dtype).tiny
+    return log_high + _log1mexp((log_high - log_low).clamp(min=tiny))
+
+
+_MASS = {"normal": normal_mass, "logistic": logistic_mass}
+
+
+class Discretised(dist.TorchDistribution):
+    """P(x) = F(x + step/2) - F(x - step/2) for a normal or logistic F.
+
+    Arguments:
+        base: "normal" or "logistic".
+        loc, scale: Of the base, broadcast together.
+        step: Width of a cell.
+        levels: Cells are 0..levels-1 (with step 1) and the two end cells take the tails; None for an endless grid.
+    """
+
+    arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
+
+    def __init__(self, base: str, loc: Tensor, scale: Tensor, step: float = 1.0, levels: int | None = None) -> None:
+        if base not in _MASS or (levels is not None and step != 1.0):
+            raise ParameterError(
+                f"base={base!r}, step={step}, levels={levels}", "normal or logistic; levels have step 1"
+            )
+        self.base, self.step, self.levels = base, step, levels
+        self.loc, self.scale = broadcast_all(loc, scale)
+        super().__init__(self.loc.shape, validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.real if self.levels is None else constraints.integer_interval(0, self.levels - 1)
+
+    def edges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The cell around x in standard units."""
+        low, high = x - self.step / 2, x + self.step / 2
+        if self.levels is not None:
+            low = torch.where(x <= 0, -torch.inf, low)
+            high = torch.where(x >= self.levels - 1, torch.inf, high)
+        return (low - self.loc) / self.scale, (high - self.loc) / self.scale
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        a, b = self.edges(value.to(self.loc.dtype))
+        # an infinite edge has an exact one-sided mass; finite stand-ins keep gradients free of inf - inf
+        wide = torch.full_like(a, 60.0 if self.base == "logistic" else 30.0) * 1e3
+        return _MASS[self.base](torch.maximum(a, -wide), torch.minimum(b, wide))
+
+    def quantise(self, y: Tensor) -> Tensor:
+        """The cell that a draw of the base falls into."""
+        x = torch.round(y / self.step) * self.step
+        return x if self.levels is None else x.clamp(0, self.levels - 1)
+
+    def draw(self, uniform: Tensor) -> Tensor:
+        """Cells from uniform numbers in (0, 1)."""
+        u = uniform.clamp(1e-12, 1 - 1e-12)
+        z = torch.special.ndtri(u) if self.base == "normal" else torch.logit(u)
+        return self.quantise(self.loc + self.scale * z)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            return self.draw(torch.rand(self._extended_shape(sample_shape), dtype=self.loc.dtype))
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "Discretised":
+        return Discretised(
+            self.base, self.loc.expand(batch_shape), self.scale.expand(batch_shape), self.step, self.levels
+        )
+
+
+class DiscretisedNormal(Emission):
+    """Independent cells on a grid: the mass of N(loc, scale^2) on the cell around each value.
+
+    Arguments:
+        width: Cells.
+        step: The rounding step.
+        levels: Whole numbers 0..levels-1 whose end cells take the tails; None for an endless grid.
+
+    EM augments the unrounded value: the M step uses the moments of truncated normals, so each step is monotone.
+    """
+
+    def __init__(self, width: int = 1, step: float = 1.0, levels: int | None = None, states: int = 1) -> None:
+        super().__init__()
+        self.width, self.step, self.levels, self.states = width, step, levels, states
+        self.loc = nn.Parameter(torch.zeros(states, width, dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.full((states, width), math.log(step), dtype=torch.float64))
+        self.fresh = True
+
+    def _on(self, grid: Tensor) -> Discretised:
+        """All states over grid points (width, g), as a distribution of batch shape (K, width, g)."""
+        shape = (self.states, *grid.shape)
+        loc, scale = self.loc[..., None].expand(shape), self.log_scale.exp()[..., None].expand(shape)
+        return Discretised("normal", loc, scale, self.step, self.levels)
+
+    def _grid(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Distinct values of each cell, (width, g), and codes of x among them, (n, width)."""
+        if self.levels is not None:
+            return torch.arange(self.levels, dtype=x.dtype).expand(self.width, -1), x
+        columns = [column.unique(return_inverse=True) for column in torch.nan_to_num(x).T]
+        longest = max(len(values) for values, _ in columns)
+        grid = torch.stack([nn.functional.pad(v, (0, longest - len(v)), value=v[0].item()) for v, _ in columns])
+        codes = torch.stack([inverse for _, inverse in columns], 1).to(x.dtype)
+        return grid, torch.where(x.isnan(), torch.nan, codes)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        grid, codes = self._grid(x)
+        return table_log_prob(self._on(grid).log_prob(grid), codes)
+
+    def cells(self, state: Tensor) -> dist.TorchDistribution:
+        return Discretised("normal", self.loc[state], self.log_scale[state].exp(), self.step, self.levels)
+
+    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        uniform = torch.rand(len(state), self.width, generator=generator, dtype=torch.float64)
+        return Discretised("normal", self.loc[state], self.log_scale[state].exp(), self.step, self.levels).draw(uniform)
+
+    def prepare(self, x: Tensor) -> None:
+        self.fresh = True
+
+    def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
+        """Expected moments of the unrounded values about the present means; plain ones at the very start."""
+        grid, codes = self._grid(x)
+        counts = table_counts(codes, weights, grid.shape[-1])
+        if self.fresh:
+            mean, square = grid - self.loc[..., None], (grid - self.loc[..., None]).square() + self.step**2 / 12
+        else:
+            mean, square = _truncated_moments(self._on(grid), grid)
+        return {"n": counts.sum(-1), "first": (counts * mean).sum(-1), "second": (counts * square).sum(-1)}
+
+    @torch.no_grad()
+    def maximise(self, statistics: Statistics) -> list[int]:
+        n, alive = statistics["n"], statistics["n"] > 1e-8
+        weight = torch.where(alive, n, 1.0)
+        delta = torch.where(alive, statistics["first"] / weight, 0.0)
+        variance = (statistics["second"] / weight - delta.square()).clamp(min=(0.05 * self.step) ** 2)
+        self.loc += delta
+        self.log_scale.copy_(torch.where(alive, 0.5 * variance.log(), self.log_scale))
+        self.fresh = False
+        return (~alive).all(1).nonzero()[:, 0].tolist()
+
+    @property
+    def n_params(self) -> int:
+        return 2 * self.states * self.width
+
+
+def _truncated_moments(cells: Discretised, x: Tensor) -> tuple[Tensor, Tensor]:
+    """E[y - loc | cell] and E[(y - loc)^2 | cell] under the normal (Johnson, Kotz and Balakrishnan 1994, 13.10)."""
+    a, b = cells.edges(x)
+    log_mass = cells.log_prob(x)
+
+    def density(edge: Tensor) -> Tensor:
+        return torch.exp(-0.5 * edge.square() - 0.5 * math.log(2 * math.pi) - log_mass)
+
+    finite_a, finite_b = a.nan_to_num(neginf=0.0), b.nan_to_num(posinf=0.0)
+    fa, fb = density(a), density(b)
+    first = (fa - fb).clamp(a, b)
+    second = 1 + finite_a * fa - finite_b * fb
+    second = torch.maximum(second, first.square())  # rounding must not make a variance negative
+    return cells.scale * first, cells.scale.square() * second

@@ -1,0 +1,228 @@
+"""Normal and log-normal cells with full, tied, diagonal or spherical covariance."""
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from probgen.emissions.emission import Emission, Statistics
+from probgen.errors import ParameterError
+
+__all__ = ["LogNormal", "Normal"]
+
+_LOG_2PI = math.log(2 * math.pi)
+_COVARIANCES = ("full", "tied", "diag", "spherical")
+
+
+class Normal(Emission):
+    """x | state ~ N(loc, covariance).
+
+    Arguments:
+        dim: Cells.
+        covariance: "full" and "tied" (one for all states) are matrices, "diag" and "spherical" variances.
+        floor: Smallest variance in any direction, relative to the data's variance. The M step maximises under this
+            constraint exactly (eigenvalues are clipped in the data's scale), so EM stays monotone.
+    """
+
+    def __init__(
+        self,
+        dim: int = 1,
+        covariance: Literal["full", "tied", "diag", "spherical"] = "diag",
+        floor: float = 1e-6,
+        states: int = 1,
+    ) -> None:
+        super().__init__()
+        if covariance not in _COVARIANCES:
+            raise ParameterError(f"covariance={covariance!r}", f"one of {', '.join(_COVARIANCES)}")
+        if dim < 1 or states < 1 or not 0 <= floor < 1:
+            raise ParameterError(f"dim={dim}, states={states}, floor={floor}", "dim and states >= 1, 0 <= floor < 1")
+        self.dim, self.covariance, self.floor, self.states = dim, covariance, floor, states
+        self.width = dim
+        shapes = {"full": (states, dim, dim), "tied": (dim, dim), "diag": (states, dim), "spherical": (states, 1)}
+        self.loc = nn.Parameter(torch.zeros(states, dim, dtype=torch.float64))
+        # the Cholesky factor with its diagonal in logs, or log standard deviations
+        self.log_scale = nn.Parameter(torch.zeros(shapes[covariance], dtype=torch.float64))
+        self.register_buffer("data_variance", torch.ones(dim, dtype=torch.float64))
+
+    @property
+    def matrix(self) -> bool:
+        """Whether cells are correlated."""
+        return self.covariance in ("full", "tied")
+
+    def scale(self) -> Tensor:
+        """Standard deviations (K, dim), or Cholesky factors (K, dim, dim)."""
+        if not self.matrix:
+            return self.log_scale.exp().expand(self.states, self.dim)
+        raw = self.log_scale
+        tril = raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
+        return tril.expand(self.states, self.dim, self.dim)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        if self.matrix and x.isnan().any():
+            return self._by_pattern(x)
+        if self.matrix:
+            return self._whitened(x)
+        seen = ~x.isnan()
+        scale = self.scale()
+        z = torch.nan_to_num(x[:, None] - self.loc) / scale
+        constant = seen.to(x.dtype) @ (scale.log() + 0.5 * _LOG_2PI).T
+        return -0.5 * z.square().sum(-1) - constant
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        """log N(x; loc, L L') for all states in one matrix product: |L^-1 (x - loc)|^2."""
+        factors = self.scale()
+        eye = torch.eye(self.dim, dtype=x.dtype).expand_as(factors)
+        inverse = torch.linalg.solve_triangular(factors, eye, upper=False)
+        centre = x.mean(0)
+        shift = (inverse @ (self.loc - centre)[..., None]).reshape(-1)
+        z = torch.addmm(-shift, x - centre, inverse.reshape(-1, self.dim).T)
+        squares = z.square_().reshape(len(x), self.states, self.dim).sum(-1) if not z.requires_grad else None
+        if squares is None:
+            squares = z.square().reshape(len(x), self.states, self.dim).sum(-1)
+        log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (squares + self.dim * _LOG_2PI) - log_det
+
+    def _by_pattern(self, x: Tensor) -> Tensor:
+        """Each pattern of observed cells has its own marginal normal."""
+        out = torch.zeros(len(x), self.states, dtype=x.dtype)
+        for seen, rows in _patterns(x):
+            if seen.any():
+                out[rows] = self._marginal(seen)._whitened(x[rows][:, seen])
+        return out
+
+    def _marginal(self, seen: Tensor) -> "Normal":
+        part = Normal(int(seen.sum()), "full", states=self.states)
+        factors = self.scale()[:, seen]
+        part.loc.data = self.loc[:, seen].detach()
+        part._set_factor(torch.linalg.cholesky(factors @ factors.mT).detach())
+        return part
+
+    def cells(self, state: Tensor) -> dist.TorchDistribution:
+        if self.matrix:
+            return dist.MultivariateNormal(self.loc[state], scale_tril=self.scale()[state])
+        return dist.Normal(self.loc[state], self.scale()[state])
+
+    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(len(state), self.dim, generator=generator, dtype=torch.float64)
+        scale = self.scale()[state]
+        return self.loc[state] + ((scale @ noise[..., None])[..., 0] if self.matrix else scale * noise)
+
+    def prepare(self, x: Tensor) -> None:
+        seen = (~x.isnan()).sum(0).clamp(min=1)
+        variance = torch.nan_to_num(x - x.nanmean(0)).square().sum(0) / seen
+        some = variance[variance > 0].mean() if (variance > 0).any() else torch.ones((), dtype=x.dtype)
+        self.data_variance = torch.where(variance > 0, variance, some)
+
+    def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
+        """Moments about the present means, so that nothing cancels."""
+        if self.matrix:
+            if x.isnan().any():
+                return self._completed(x, weights)
+            y = x[None] - self.loc[:, None]
+            weighted = weights.T[..., None] * y
+            return {"n": weights.sum(0), "first": weighted.sum(1), "second": weighted.mT @ y}
+        seen = (~x.isnan()).to(x.dtype)
+        y = torch.nan_to_num(x[:, None] - self.loc)
+        first = torch.einsum("nk,nkd->kd", weights, y)
+        return {"n": weights.T @ seen, "first": first, "second": torch.einsum("nk,nkd->kd", weights, y.square())}
+
+    def _completed(self, x: Tensor, weights: Tensor) -> Statistics:
+        """Missing cells by their conditional mean and covariance (Ghahramani and Jordan 1994)."""
+        factors = self.scale()
+        covariance = factors @ factors.mT
+        totals: Statistics = {}
+        for seen, rows in _patterns(x):
+            w, gap = weights[rows], ~seen
+            y = (torch.nan_to_num(x[rows])[None] - self.loc[:, None]) * seen
+            if gap.any():
+                regression = torch.linalg.solve(covariance[:, seen][:, :, seen], covariance[:, seen][:, :, gap])
+                y[:, :, gap] = y[:, :, seen] @ regression
+            weighted = w.T[..., None] * y
+            second = weighted.mT @ y
+            if gap.any():
+                left = covariance[:, gap][:, :, gap] - covariance[:, gap][:, :, seen] @ regression
+                places = gap.nonzero()[:, 0]
+                second[:, places[:, None], places] += w.sum(0)[:, None, None] * left
+            part = {"n": w.sum(0), "first": weighted.sum(1), "second": second}
+            totals = {name: totals[name] + value for name, value in part.items()} if totals else part
+        return totals
+
+    @torch.no_grad()
+    def maximise(self, statistics: Statistics) -> list[int]:
+        n, first, second = (statistics[name] for name in ("n", "first", "second"))
+        if not self.matrix:
+            return self._maximise_variances(n, first, second)
+        alive = n > 1e-8
+        weight = torch.where(alive, n, 1.0)[:, None]
+        delta = torch.where(alive[:, None], first / weight, 0.0)
+        self.loc += delta
+        scatter = second - weight[..., None] * delta[..., None] * delta[:, None]
+        if self.covariance == "tied":
+            self._set_factor(self._floored(scatter[alive].sum(0) / n[alive].sum()))
+        else:
+            factors = self.scale().clone()
+            factors[alive] = self._floored(scatter[alive] / weight[alive][..., None])
+            self._set_factor(factors)
+        return (~alive).nonzero()[:, 0].tolist()
+
+    def _maximise_variances(self, n: Tensor, first: Tensor, second: Tensor) -> list[int]:
+        alive = n > 1e-8
+        weight = torch.where(alive, n, 1.0)
+        delta = torch.where(alive, first / weight, 0.0)
+        self.loc += delta
+        scatter = second - n * delta.square()
+        variance = torch.maximum(scatter / weight, self.floor * self.data_variance)
+        if self.covariance == "spherical":
+            pooled = scatter.sum(1, keepdim=True) / n.sum(1, keepdim=True).clamp(min=1e-8)
+            variance = pooled.clamp(min=self.floor * self.data_variance.mean())
+            alive = alive.any(1, keepdim=True)
+        kept = torch.where(alive, 0.5 * variance.clamp(min=1e-300).log(), self.log_scale)
+        self.log_scale.copy_(kept)
+        return (~alive).all(1).nonzero()[:, 0].tolist()
+
+    def _floored(self, covariance: Tensor) -> Tensor:
+        """Cholesky factors of covariances whose eigenvalues, in the data's scale, are at least the floor."""
+        scale = self.data_variance.sqrt()
+        values, vectors = torch.linalg.eigh(covariance / scale / scale[:, None])
+        if (values < self.floor).any():
+            covariance = (vectors * values.clamp(min=self.floor)[..., None, :]) @ vectors.mT * scale * scale[:, None]
+        return torch.linalg.cholesky(covariance)
+
+    def _set_factor(self, factor: Tensor) -> None:
+        raw = factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log())
+        self.log_scale.data = raw
+
+    @property
+    def n_params(self) -> int:
+        k, d = self.states, self.dim
+        return (
+            k * d
+            + {"full": k * d * (d + 1) // 2, "tied": d * (d + 1) // 2, "diag": k * d, "spherical": k}[self.covariance]
+        )
+
+
+def _patterns(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Distinct patterns of observed cells, each with its rows."""
+    patterns, inverse = (~x.isnan()).unique(dim=0, return_inverse=True)
+    return [(pattern, (inverse == i).nonzero()[:, 0]) for i, pattern in enumerate(patterns)]
+
+
+class LogNormal(Normal):
+    """Positive cells whose logarithms are normal; arguments as of Normal."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return super().log_prob(x.log()) - torch.nan_to_num(x.log()).sum(-1, keepdim=True)
+
+    def cells(self, state: Tensor) -> dist.TorchDistribution:
+        return dist.TransformedDistribution(super().cells(state), dist.transforms.ExpTransform())
+
+    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
+        return super().sample(state, generator).exp()
+
+    def prepare(self, x: Tensor) -> None:
+        super().prepare(x.log())
+
+    def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
+        return super().statistics(x.log(), weights)

@@ -1,0 +1,58 @@
+"""The ladder: what ``log_prob`` does for a latent-variable model when no estimator is named."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from probgen.errors import ParameterError
+from probgen.estimate.bound import Weights, log_mean, quality, refuse_without_guide, reliable
+from probgen.logprob import Kind, LogProb
+
+__all__ = ["Ladder"]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """IWAE with more and more draws, row by row, until a pilot finds the row reliable or its budget is spent.
+
+    Every rung draws a pilot that only decides, and fresh draws that are reported. Rows are lower bounds; a row that
+    never became reliable has no standard error. A row's budget is a number of density evaluations: twice the sum of
+    the rungs.
+
+    Arguments:
+        rungs: Draws a row, rising.
+    """
+
+    rungs: tuple[int, ...] = (500, 2000, 8000)
+
+    def __post_init__(self) -> None:
+        if not self.rungs or min(self.rungs) < 2 or list(self.rungs) != sorted(set(self.rungs)):
+            raise ParameterError(f"rungs={self.rungs}", "rising numbers of draws, such as (500, 2000, 8000)")
+
+    def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
+        if refusal := refuse_without_guide(model, len(x), self):
+            return refusal
+        weights = Weights(model, x, given, generator)
+        n = len(weights.streams)
+        columns = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in ("nats", "stderr", "ess", "pareto_k", "samples")}
+        open_rows = torch.arange(n)
+        for samples in self.rungs:
+            part = weights[open_rows]
+            ess, k = quality(part.draw(samples, f"pilot{samples}"))
+            good = reliable(ess, k, samples)
+            done = good if samples != self.rungs[-1] else torch.ones_like(good)
+            if done.any():
+                nats, stderr = log_mean(part[done.nonzero()[:, 0]].draw(samples, f"main{samples}"))
+                found = (nats, torch.where(good[done], stderr, math.nan), ess[done], k[done], torch.full_like(nats, samples))
+                for column, values in zip(columns.values(), found, strict=True):
+                    column[open_rows[done]] = values
+            open_rows = open_rows[~done]
+            if not len(open_rows):
+                break
+        nats, stderr, *rest = columns.values()
+        diagnostics = dict(zip(("ess", "pareto_k", "samples"), map(np.asarray, rest), strict=True))
+        by = f"IWAE(samples={'..'.join(str(int(s)) for s in sorted({rest[2].min().item(), rest[2].max().item()}))})"
+        return LogProb(Kind.LOWER, nats, by=by, stderr=stderr, draws=weights.streams, diagnostics=diagnostics)  # type: ignore[arg-type]

@@ -1,0 +1,18 @@
+"""What one observation is: outside data in, checked tensors out. The only input check of the library.
+
+Every event takes what users have (NumPy, torch, pandas, polars, Arrow, lists, dicts, csv and Parquet paths), names
+unusable cells by row and column, never drops one, and gives results back in the form that came in.
+"""
+
+from probgen.events.array import Array
+from probgen.events.cells import Ragged, row_hash, take
+from probgen.events.event import Checked, Event, arguments
+from probgen.events.inference import infer
+from probgen.events.record import Record
+from probgen.events.sequences import Series, Text
+from probgen.events.table import Category, Column, Count, Real, Table
+
+__all__ = [
+    "Array", "Category", "Checked", "Column", "Count", "Event", "Ragged", "Real", "Record", "Series", "Table", "Text",
+    "arguments", "infer", "row_hash", "take",
+]  # fmt: skip

@@ -1,0 +1,220 @@
+"""Finite mixtures of any emission, fitted by EM with restarts. Exact."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from probgen import emissions
+from probgen.errors import FitError, ParameterError, StructureError
+from probgen.events import Array, Event
+from probgen.logprob import Kind, LogProb
+from probgen.model import FitReport, GenerativeModel
+from probgen.training import Progress
+
+__all__ = ["Mixture"]
+
+Statistics = dict[str, Tensor]
+
+
+class Mixture(GenerativeModel):
+    """p(x) = sum_k w_k p_k(x): exact, with missing cells integrated out.
+
+    Arguments:
+        event: Array or Table.
+        components: How many, K.
+        emission: p_k, from ``probgen.emissions``; None takes the one that suits the event (full-covariance normals for
+            reals, tables for few levels, discretised normals for many levels and rounded reals, a product for tables).
+
+    Dempster, Laird and Rubin (1977). Each restart begins at k-means++ centres; the best optimum is kept and the spread
+    of optima reported. Likelihoods in nats; ``aic``, ``bic`` after a fit.
+    """
+
+    missing_cells = True
+
+    def __init__(self, event: Event, components: int = 8, emission: emissions.Emission | None = None) -> None:
+        super().__init__(event)
+        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+            raise ParameterError(f"components={components!r}", "a whole number, at least 1")
+        self.components = components
+        chosen = emissions.for_event(event) if emission is None else emission
+        width = max(math.prod(event.shape), 1)  # type: ignore[attr-defined]
+        if not isinstance(chosen, emissions.Emission) or chosen.width != width:
+            raise StructureError(
+                f"emission={chosen!r}", f"an emission over {width} cells", "probgen.emissions.for_event"
+            )
+        self.emission = chosen.with_states(components)
+        self.logits = nn.Parameter(torch.zeros(components, dtype=torch.float64))
+        self.n_rows = 0
+        self.log_likelihood = math.nan
+
+    @classmethod
+    def suits(cls, event: Event) -> str | None:
+        chosen = emissions.for_event(event)
+        return chosen if isinstance(chosen, str) else None
+
+    @classmethod
+    def for_event(cls, event: Event, **options: Any) -> Self:
+        image = isinstance(event, Array) and event.dims > 16
+        defaults: dict[str, Any] = {"components": 24 if image else 8}
+        if image and not event.discrete:
+            defaults["emission"] = emissions.Normal(event.dims, "diag")  # type: ignore[attr-defined]
+        return cls(event, **{**defaults, **options})
+
+    def weights(self) -> Tensor:
+        """Mixture weights, shape (K,)."""
+        return self.logits.softmax(0)
+
+    def model(self, x: Tensor | None = None, given: None = None, n: int = 1) -> Tensor:
+        n = n if x is None else len(x)
+        with pyro.plate("rows", n):
+            weights = dist.Categorical(logits=self.logits.log_softmax(0))
+            k = pyro.sample("component", weights, infer={"enumerate": "parallel"})
+            cells = None if x is None else x.reshape(n, -1)
+            return self.emission.observe("x", k, cells).reshape(n, *self.event.shape)  # type: ignore[attr-defined]
+
+    def _joint(self, cells: Tensor) -> Tensor:
+        """log p(x, k), shape (n, K)."""
+        return self.emission.log_prob(cells) + self.logits.log_softmax(0)
+
+    def _chunks(self, cells: Tensor) -> Iterator[Tensor]:
+        """Rows in pieces whose work fits in the cache."""
+        return iter(cells.split(max(256, (1 << 19) // (self.components * cells.shape[1]))))
+
+    def _log_prob(self, x: Tensor, given: None, *, generator: torch.Generator) -> LogProb:
+        cells = x.reshape(len(x), -1)
+        nats = torch.cat([self._joint(chunk).logsumexp(1) for chunk in self._chunks(cells)])
+        return LogProb(Kind.EXACT, nats, by=f"{self.components} components summed")
+
+    def responsibilities(self, x: Any) -> Tensor:
+        """p(k | x), shape (n, K); NaN never: a row impossible under all components has equal shares."""
+        self._check_fitted()
+        cells = self._check(x).x.reshape(-1, self.emission.width)
+        with torch.no_grad():
+            return torch.cat([_shares(self._joint(chunk))[0] for chunk in self._chunks(cells)])
+
+    def _sample(self, n: int, given: None, *, generator: torch.Generator) -> Tensor:
+        k = torch.multinomial(self.weights(), n, replacement=True, generator=generator)
+        return self.emission.sample(k, generator).reshape(n, *self.event.shape)  # type: ignore[attr-defined]
+
+    @property
+    def n_params(self) -> int:
+        """Free parameters."""
+        return self.components - 1 + self.emission.n_params
+
+    def aic(self) -> float:
+        """Akaike's criterion of the fit, in nats: 2 n_params - 2 log-likelihood; lower is better."""
+        self._check_fitted()
+        return 2 * self.n_params - 2 * self.log_likelihood
+
+    def bic(self) -> float:
+        """Schwarz's criterion of the fit, in nats: n_params log n - 2 log-likelihood; lower is better."""
+        self._check_fitted()
+        return self.n_params * math.log(self.n_rows) - 2 * self.log_likelihood
+
+    @torch.no_grad()
+    def _fit(
+        self,
+        x: Tensor,
+        given: None,
+        *,
+        generator: torch.Generator,
+        restarts: int = 4,
+        max_iter: int = 300,
+        tol: float = 1e-5,
+        progress: bool | None = None,
+    ) -> FitReport:
+        """EM. ``tol``: gain in nats a row below which an iteration counts as converged."""
+        if restarts < 1 or max_iter < 1 or not tol >= 0:
+            raise ParameterError(f"restarts={restarts}, max_iter={max_iter}, tol={tol}", "at least 1, 1 and 0")
+        cells = x.reshape(len(x), -1)
+        if len(cells) < self.components:
+            raise ParameterError(
+                f"{len(cells)} rows for {self.components} components",
+                "at least one row a component",
+                "Fewer components",
+            )
+        began = time.perf_counter()
+        self.emission.prepare(cells)
+        runs = []
+        with Progress("Mixture EM", restarts * max_iter, progress) as bar:
+            for restart in range(restarts):
+                self._start(cells, generator)
+                history, stopped, empty = self._climb(cells, max_iter, tol, bar)
+                runs.append((history, stopped, empty, {k: v.clone() for k, v in self.state_dict().items()}))
+                bar.to((restart + 1) * max_iter)
+        history, stopped, empty, state = max(runs, key=lambda run: run[0][-1])
+        self.load_state_dict(state)
+        self.n_rows = len(cells)
+        self.log_likelihood = history[-1] * len(cells) - float(self.emission.penalty())
+        optima = tuple(sorted((run[0][-1] for run in runs), reverse=True))
+        notes = (f"components without data: {empty}",) if empty else ()
+        return FitReport(
+            tuple(history), len(history) - 1, stopped, time.perf_counter() - began, optima=optima, notes=notes
+        )
+
+    def _start(self, cells: Tensor, generator: torch.Generator) -> None:
+        shares = emissions.start_responsibilities(self.emission.features(cells), self.components, generator)
+        shares = 0.99 * shares + 0.01 / self.components
+        self.emission.load_state_dict(
+            {**self.emission.with_states(self.components).state_dict(), **dict(self.emission.named_buffers())}
+        )
+        self._maximise(self._gather(cells, shares))
+        self._maximise(self._gather(cells, shares))  # moments about the new means
+
+    def _gather(self, cells: Tensor, shares: Tensor) -> Statistics:
+        totals: Statistics = {}
+        size = next(self._chunks(cells)).shape[0]
+        for chunk, r in zip(cells.split(size), shares.split(size), strict=True):
+            _add(totals, {"weight": r.sum(0), **self.emission.statistics(chunk, r)})
+        return totals
+
+    def _climb(self, cells: Tensor, max_iter: int, tol: float, bar: Progress) -> tuple[list[float], str, list[int]]:
+        """EM from where the parameters stand; raises FitError if the penalised objective falls."""
+        history: list[float] = []
+        empty: list[int] = []
+        for step in range(max_iter + 1):
+            objective, statistics = self._expect(cells)
+            if not math.isfinite(objective):
+                raise FitError(f"The objective became {objective} at EM iteration {step}", "finite numbers", step=step)
+            if history and objective < history[-1] - 1e-9 * max(1.0, abs(history[-1])):
+                raise FitError(f"EM went down at iteration {step}: {history[-1]} to {objective} nats a row", step=step)
+            history.append(objective)
+            bar.advance(1, f"{objective:.4f} nats/row")
+            if len(history) > 1 and objective - history[-2] < tol:
+                return history, "converged", empty
+            if step < max_iter:
+                empty = self._maximise(statistics)
+        return history, "steps", empty
+
+    def _expect(self, cells: Tensor) -> tuple[float, Statistics]:
+        """The penalised objective a row at the present parameters, and the expected statistics."""
+        total, totals = torch.zeros((), dtype=torch.float64), {}
+        for chunk in self._chunks(cells):
+            r, evidence = _shares(self._joint(chunk))
+            total += evidence.sum()
+            _add(totals, {"weight": r.sum(0), **self.emission.statistics(chunk, r)})
+        return float(total + self.emission.penalty()) / len(cells), totals
+
+    def _maximise(self, statistics: Statistics) -> list[int]:
+        self.logits.copy_(statistics.pop("weight").log().clamp(min=-700))
+        return self.emission.maximise(statistics)
+
+
+def _shares(joint: Tensor) -> tuple[Tensor, Tensor]:
+    """Responsibilities (n, K) and evidence (n,) from log p(x, k)."""
+    top = joint.max(1, keepdim=True).values.clamp(min=-1e308)
+    r = (joint - top).exp_()
+    total = r.sum(1, keepdim=True)
+    evidence = (total.log() + top)[:, 0]
+    return torch.where(total > 0, r / total, 1 / joint.shape[1]), evidence
+
+
+def _add(totals: Statistics, part: Statistics) -> None:
+    for name, value in part.items():
+        totals[name] = totals[name] + value if name in totals else value

@@ -1,0 +1,56 @@
+"""Plain torch networks. They know nothing of probability, and draw no random numbers until ``reset``."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["MLP", "Linear", "reset"]
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, built without drawing numbers; weights are zero until ``reset``."""
+
+    def __init__(self, inputs: int, outputs: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.gain = gain
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(outputs, dtype=torch.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        """Weights of variance gain^2 / inputs (LeCun et al. 1998), biases zero."""
+        scale = self.gain / math.sqrt(self.weight.shape[1])
+        self.weight.copy_(torch.randn(self.weight.shape, generator=generator, dtype=self.weight.dtype) * scale)
+        self.bias.zero_()
+
+
+class MLP(nn.Module):
+    """Linear layers with SiLU between them.
+
+    Arguments:
+        sizes: Inputs, hidden widths, outputs; at least two numbers.
+        last: Gain of the last layer; a small one starts near zero output.
+    """
+
+    def __init__(self, sizes: Sequence[int], last: float = 1.0) -> None:
+        super().__init__()
+        self.sizes, self.last = tuple(sizes), last
+        gains = [1.6] * (len(sizes) - 2) + [last]
+        self.layers = nn.ModuleList(map(Linear, sizes[:-1], sizes[1:], gains))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = nn.functional.silu(layer(x))
+        return self.layers[-1](x)
+
+
+def reset(module: nn.Module, generator: torch.Generator) -> None:
+    """First values for every layer of a network, from one generator."""
+    for part in module.modules():
+        if isinstance(part, Linear):
+            part.reset(generator)

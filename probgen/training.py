@@ -1,0 +1,358 @@
+"""The one training loop: budgets turned into steps, checkpoints, resume, early stopping, progress."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from probgen import store
+from probgen.errors import FitError, ParameterError, StoreError
+from probgen.events import row_hash
+from probgen.model import FitReport
+
+__all__ = ["Player", "Progress", "Schedule", "train"]
+
+
+class Progress:
+    """A line on the terminal: what, how far, the figure that matters, items/s, time left. Silent when not a terminal.
+
+    Arguments:
+        show: None shows it on a terminal only.
+    """
+
+    def __init__(self, what: str, total: int, show: bool | None = None, items: int = 1) -> None:
+        self.what, self.total, self.items = what, total, items
+        self.show = sys.stderr.isatty() if show is None else show
+        self.done, self.began, self.bar, self.task = 0, 0.0, None, None
+
+    def __enter__(self) -> Self:
+        self.began = time.perf_counter()
+        if self.show:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+            ]
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(self.what, total=self.total, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def advance(self, steps: int, note: str) -> None:
+        self.to(self.done + steps, note)
+
+    def to(self, done: int, note: str = "") -> None:
+        self.done = done
+        if self.bar is not None:
+            rate = done * self.items / max(time.perf_counter() - self.began, 1e-9)
+            self.bar.update(self.task, completed=done, note=f"{note}  {rate:,.0f} items/s" if note else "")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to train.
+
+    Arguments:
+        steps: Gradient steps; or
+        budget: seconds, turned into steps once, by a pilot, and recorded.
+        batch_size: Rows a step.
+        learning_rate: Peak of a linear warm-up and a cosine that ends at 1 % of it.
+        warmup: Steps of it.
+        clip: Largest gradient norm; 0 for none.
+        ema: Decay of an exponential moving average of the parameters, which the model ends with; 0 for none.
+        validation: Share of rows held out to choose the best state; 0 for none.
+        patience: Evaluations without a gain before stopping early; 0 never stops.
+        evaluations: How often the validation rows are scored.
+    """
+
+    steps: int | None = None
+    budget: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    clip: float = 100.0
+    ema: float = 0.0
+    validation: float = 0.1
+    patience: int = 0
+    evaluations: int = 40
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("budget", 1e-9), ("batch_size", 1), ("learning_rate", 0), ("evaluations", 1)):
+            value = getattr(self, name)
+            if value is not None and not (low <= value < math.inf):
+                raise ParameterError(f"{name}={value!r}", f"a number >= {low}")
+        for name in ("ema", "validation"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ParameterError(f"{name}={getattr(self, name)!r}", "a share: 0 <= share < 1")
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate at a step."""
+        ramp = min(1.0, (step + 1) / max(1, min(self.warmup, steps // 10)))
+        return self.learning_rate * ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+@dataclass
+class Player:
+    """A loss and the parameters that descend it. Two players take turns in a GAN.
+
+    Arguments:
+        loss: A Module: loss(batch, generator) gives the mean loss, a scalar tensor.
+        parameters: What its optimiser owns.
+        rate: Multiple of the schedule's learning rate.
+        betas: Of Adam.
+    """
+
+    loss: nn.Module
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        self.optimiser = torch.optim.Adam(self.parameters, lr=1e-3, betas=self.betas, fused=True)
+
+
+class _Run:
+    """Everything that a checkpoint must hold: parameters, averages, optimisers, generator, cursor, history."""
+
+    def __init__(self, model: nn.Module, players: Sequence[Player], n: int, generator: torch.Generator, plan: Schedule):
+        self.model, self.players, self.generator, self.plan = model, players, generator, plan
+        self.step, self.steps, self.cursor = 0, plan.steps or 0, 0
+        self.order = torch.empty(0, dtype=torch.int64)
+        shuffled = torch.randperm(n, generator=generator)
+        held = int(n * plan.validation)
+        self.held, self.rows = shuffled[:held], shuffled[held:]
+        self.probe = int(torch.randint(2**62, (1,), generator=generator))
+        self.objective: list[float] = []
+        self.validation: list[float] = []
+        self.waited = 0
+        self.average = self._weights() if plan.ema else {}
+        self.best = self._weights()
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def batch(self) -> Tensor:
+        """The next rows; a fresh order when they are spent."""
+        size = min(self.plan.batch_size, len(self.rows))
+        if self.cursor + size > len(self.order):
+            self.order = self.rows[torch.randperm(len(self.rows), generator=self.generator)]
+            self.cursor = 0
+        self.cursor += size
+        return self.order[self.cursor - size : self.cursor]
+
+    def take_step(self, data: Tensor) -> float:
+        """One step of every player; the first one's loss."""
+        batch, first = data[self.batch()], math.nan
+        rate = self.plan.rate(self.step, max(self.steps, self.step + 1))
+        for i, player in enumerate(self.players):
+            loss = player.loss(batch, self.generator)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                return value
+            first = value if i == 0 else first
+            for group in player.optimiser.param_groups:
+                group["lr"] = rate * player.rate
+            gradients = torch.autograd.grad(loss, player.parameters, allow_unused=True)
+            for parameter, gradient in zip(player.parameters, gradients, strict=True):
+                parameter.grad = gradient
+            if self.plan.clip:
+                nn.utils.clip_grad_norm_(player.parameters, self.plan.clip)
+            player.optimiser.step()
+        for player in self.players:
+            player.optimiser.zero_grad(set_to_none=True)
+        self.step += 1
+        self._move_average()
+        return first
+
+    @torch.no_grad()
+    def _move_average(self) -> None:
+        decay = min(self.plan.ema, self.step / (self.step + 10))
+        for name, value in self.model.state_dict().items() if self.average else ():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+
+    def evaluate(self, data: Tensor, recent: float) -> bool:
+        """Scores the held-out rows with the same draws each time, keeps the best state; whether to go on."""
+        self.objective.append(-recent)
+        current = self._weights()
+        if not len(self.held):
+            self.best = dict(self.average) or current
+            return True
+        if self.average:
+            self.model.load_state_dict(self.average)
+        with torch.no_grad():
+            parts = data[self.held].split(1024)
+            noise = torch.Generator().manual_seed(self.probe)
+            score = -sum(float(self.players[0].loss(p, noise)) * len(p) for p in parts) / len(self.held)
+        if not self.validation or score > max(self.validation):
+            self.best, self.waited = self._weights(), 0
+        else:
+            self.waited += 1
+        self.validation.append(score)
+        if self.average:
+            self.model.load_state_dict(current)
+        return not (self.plan.patience and self.waited >= self.plan.patience)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole state, flat."""
+        flat = {f"now.{k}": v for k, v in self._weights().items()}
+        flat |= {f"best.{k}": v for k, v in self.best.items()} | {f"average.{k}": v for k, v in self.average.items()}
+        for i, player in enumerate(self.players):
+            for j, state in player.optimiser.state_dict()["state"].items():
+                flat |= {f"adam.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        flat |= {"generator": self.generator.get_state(), "order": self.order, "rows": self.rows, "held": self.held}
+        return flat
+
+    def facts(self) -> dict[str, Any]:
+        names = ("step", "steps", "cursor", "probe", "objective", "validation", "waited")
+        return {name: getattr(self, name) for name in names} | {"plan": asdict(self.plan)}
+
+    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        if facts["plan"] != asdict(self.plan):
+            raise StoreError(
+                f"The checkpoint was made with {facts['plan']}", f"{asdict(self.plan)}", "Use the same options"
+            )
+        for name in ("step", "steps", "cursor", "probe", "objective", "validation", "waited"):
+            setattr(self, name, facts[name])
+        part = {
+            head: {k.removeprefix(f"{head}."): v for k, v in tensors.items() if k.startswith(f"{head}.")}
+            for head in ("now", "best", "average", "adam")
+        }
+        self.model.load_state_dict(part["now"])
+        self.best, self.average = part["best"], part["average"]
+        self.order, self.rows, self.held = tensors["order"], tensors["rows"], tensors["held"]
+        self.generator.set_state(tensors["generator"])
+        for i, player in enumerate(self.players):
+            state: dict[int, dict] = {}
+            for name, value in part["adam"].items():
+                place, j, key = name.split(".")
+                if int(place) == i:
+                    state.setdefault(int(j), {})[key] = value
+            player.optimiser.load_state_dict({**player.optimiser.state_dict(), "state": state})
+
+    def pilot(self, data: Tensor, budget: float) -> int:
+        """How many steps fit into a budget: a few are timed and undone."""
+        before, facts = {k: v.clone() for k, v in self.tensors().items()}, self.facts()
+        self.steps = 1000
+        for _ in range(3):
+            self.take_step(data)
+        began, timed = time.perf_counter(), 0
+        while timed < 5 or (time.perf_counter() - began < 0.02 * budget and timed < 200):
+            self.take_step(data)
+            timed += 1
+        seconds = (time.perf_counter() - began) / timed
+        for player in self.players:
+            player.optimiser.state.clear()
+        self.restore(before, facts)
+        return max(1, int(0.95 * budget / seconds))
+
+
+def train(
+    model: nn.Module,
+    players: Sequence[Player],
+    data: Tensor,
+    plan: Schedule,
+    *,
+    generator: torch.Generator,
+    checkpoint: str | PathLike | None = None,
+    every: int = 500,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> FitReport:
+    """Trains a model in place and leaves it in its best state.
+
+    Arguments:
+        model: Whose state is saved and restored; it holds every player's parameters.
+        data: Pre-split rows, (n, ...), in the dtype the losses want.
+        checkpoint: A folder for the whole training state, written every so many steps.
+        resume: Go on from that checkpoint: the same bits as an unbroken run.
+
+    Raises:
+        FitError: at the first non-finite objective; ``step`` names it, the model keeps its best state.
+        StoreError: a checkpoint of other data or options, damaged, or missing.
+
+    Ctrl-C keeps the best state and returns.
+    """
+    if resume and checkpoint is None:
+        raise ParameterError("resume=True without a checkpoint", "checkpoint=FOLDER")
+    began = time.perf_counter()
+    run = _Run(model, players, len(data), generator, plan)
+    digest = int(row_hash(row_hash(data).view("int64")[None])[0])
+    if resume:
+        _load(run, checkpoint, digest)
+    elif plan.steps is None:
+        run.steps = run.pilot(data, 60.0 if plan.budget is None else plan.budget)
+    with Progress(type(model).__name__, run.steps, progress, plan.batch_size) as bar:
+        bar.done = run.step
+        stopped = _loop(run, data, bar, _saver(run, checkpoint, every, digest))
+    model.load_state_dict(run.best)
+    notes = () if plan.steps else (f"budget {plan.budget or 60.0:g} s = {run.steps} steps by a pilot",)
+    seconds = time.perf_counter() - began
+    return FitReport(tuple(run.objective), run.step, stopped, seconds, 0, tuple(run.validation), notes=notes)
+
+
+def _loop(run: _Run, data: Tensor, bar: Progress, save: Callable[[], None]) -> str:
+    recent: list[float] = []
+    marks = set(_marks(run.steps, run.plan.evaluations))
+    try:
+        while run.step < run.steps:
+            loss = run.take_step(data)
+            if not math.isfinite(loss):
+                run.model.load_state_dict(run.best)
+                raise FitError(
+                    f"The objective became {-loss} at step {run.step}", "finite numbers",
+                    "The model keeps its best state so far; try a smaller learning_rate or clip", step=run.step,
+                )  # fmt: skip
+            recent = [*recent[-99:], loss]
+            bar.advance(1, f"{-loss:.3f} nats")
+            if run.step in marks and not run.evaluate(data, math.fsum(recent) / len(recent)):
+                return "early stopping"
+            save()
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "steps"
+
+
+def _marks(steps: int, evaluations: int) -> Iterator[int]:
+    """Steps after which to evaluate: the first, evenly spaced ones, the last."""
+    yield 1
+    for i in range(1, evaluations + 1):
+        yield max(1, round(steps * i / evaluations))
+
+
+def _saver(run: _Run, folder: str | PathLike | None, every: int, digest: int) -> Callable[[], None]:
+    if folder is None:
+        return lambda: None
+
+    def save() -> None:
+        if run.step % every == 0 or run.step == run.steps:
+            store.write(
+                folder, run.tensors(), {"format": store.FORMAT, "what": "checkpoint", "data": digest, **run.facts()}
+            )
+
+    return save
+
+
+def _load(run: _Run, folder: str | PathLike | None, digest: int) -> None:
+    card, tensors = store.read(Path(folder or ""))
+    if card.get("what") != "checkpoint":
+        raise StoreError(f"{folder} holds {card.get('what', 'something else')}", "a training checkpoint")
+    if card["data"] != digest:
+        raise StoreError(f"The checkpoint in {folder} belongs to other data", "the rows it was made with")
+    run.restore(tensors, card)
