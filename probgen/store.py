@@ -28,14 +28,15 @@ FAMILIES = {
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
     "Independent": "probgen.models.baseline",
-    "KernelDensity": "probgen.models.baseline",
+    "KernelDensity": "probgen.models.kernel",
     "Mixture": "probgen.models.mixture",
     "VAE": "probgen.models.vae",
 }
 _PARTS = {
     **dict.fromkeys(("Array", "Category", "Count", "Real", "Record", "Series", "Table", "Text"), "probgen.events"),
     **dict.fromkeys(
-        ("Categorical", "DiscretisedNormal", "LogNormal", "Normal", "Poisson", "Product"), "probgen.emissions"
+        ("Categorical", "DiscretisedNormal", "Histogram", "LogNormal", "Normal", "Poisson", "Product"),
+        "probgen.emissions",
     ),
 }
 _CARD, _CARD_LIMIT = "card.json", 1 << 24

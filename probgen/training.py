@@ -74,6 +74,7 @@ class Schedule:
         batch_size: Rows a step.
         learning_rate: Peak of a linear warm-up and a cosine that ends at 1 % of it.
         warmup: Steps of it.
+        weight_decay: Decoupled from the gradient, as a multiple of the learning rate (Loshchilov and Hutter 2019).
         clip: Largest gradient norm; 0 for none.
         ema: Decay of an exponential moving average of the parameters, which the model ends with; 0 for none.
         validation: Share of rows held out to choose the best state; 0 for none.
@@ -86,6 +87,7 @@ class Schedule:
     batch_size: int = 128
     learning_rate: float = 1e-3
     warmup: int = 100
+    weight_decay: float = 0.0
     clip: float = 100.0
     ema: float = 0.0
     validation: float = 0.1
@@ -124,7 +126,7 @@ class Player:
     betas: tuple[float, float] = (0.9, 0.999)
 
     def __post_init__(self) -> None:
-        self.optimiser = torch.optim.Adam(self.parameters, lr=1e-3, betas=self.betas, fused=True)
+        self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-3, betas=self.betas, weight_decay=0.0, fused=True)
 
 
 class _Run:
@@ -167,7 +169,7 @@ class _Run:
                 return value
             first = value if i == 0 else first
             for group in player.optimiser.param_groups:
-                group["lr"] = rate * player.rate
+                group.update(lr=rate * player.rate, weight_decay=self.plan.weight_decay)
             gradients = torch.autograd.grad(loss, player.parameters, allow_unused=True)
             for parameter, gradient in zip(player.parameters, gradients, strict=True):
                 parameter.grad = gradient

@@ -60,7 +60,9 @@ class HistogramDensity(dist.TorchDistribution):
             return (self.cdf(high) - self.cdf(low)).clamp(min=1e-300).log()
         low, high = self.edges[..., :-1], self.edges[..., 1:]
         last = high == self.edges[..., -1:]
-        hit = (value[..., None] >= low) & ((value[..., None] < high) | (last & (value[..., None] == high))) & (high > low)
+        hit = (
+            (value[..., None] >= low) & ((value[..., None] < high) | (last & (value[..., None] == high))) & (high > low)
+        )
         # a value on the very last edge belongs to the last bin that has a width
         height = (hit * self.mass / (high - low).clamp(min=1e-300)).sum(-1)
         return ((1 - self.tail) * height + self.tail * self._background(value)).log()
@@ -99,7 +101,7 @@ class Histogram(Emission):
         step: Rounding step of the data: masses instead of densities.
 
     A share 1 / (n + 1) of the mass lies under a Cauchy (uniform on [0, 1]), so that no value of the support is
-    impossible. Rudemo (1982) for the choice by leaving one out.
+    impossible.
     """
 
     def __init__(
@@ -136,15 +138,25 @@ class Histogram(Emission):
     def cells(self, state: Tensor) -> dist.TorchDistribution:
         shape = (*state.shape, self.width)
         inner = HistogramDensity(
-            self.edges.expand(*shape, -1), self.logits[state], self.tail.expand(shape), self.support == "unit", self.step
+            self.edges.expand(*shape, -1),
+            self.logits[state],
+            self.tail.expand(shape),
+            self.support == "unit",
+            self.step,
         )
-        return dist.TransformedDistribution(inner, dist.transforms.ExpTransform()) if self.support == "positive" else inner
+        return (
+            dist.TransformedDistribution(inner, dist.transforms.ExpTransform()) if self.support == "positive" else inner
+        )
 
     def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
         u = torch.rand(len(state), self.width, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
         shape = (len(state), self.width)
         inner = HistogramDensity(
-            self.edges.expand(*shape, -1), self.logits[state], self.tail.expand(shape), self.support == "unit", self.step
+            self.edges.expand(*shape, -1),
+            self.logits[state],
+            self.tail.expand(shape),
+            self.support == "unit",
+            self.step,
         ).draw(u)
         return inner.exp().clamp(min=torch.finfo(inner.dtype).tiny) if self.support == "positive" else inner
 

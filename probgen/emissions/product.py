@@ -94,10 +94,10 @@ def for_event(event: Event, covariance: str = "full") -> Emission | str:
         return f"it emits rows of numbers, not {type(event).__name__}"
     width = max(event.dims, 1)
     if event.levels is not None:
-        small = int(event.cell_levels.max()) <= 64
-        return (
-            Categorical(event.levels, width) if small else DiscretisedNormal(width, levels=int(event.cell_levels.max()))
-        )
+        levels = event.levels
+        if isinstance(levels, int) and levels > 2 and width * levels > 512:  # tables would learn each number by itself
+            return DiscretisedNormal(width, levels=levels)
+        return Categorical(levels, width)
     if event.support == "count":
         return Poisson(width)
     if event.support == "unit":

@@ -37,7 +37,10 @@ class Ladder:
             return refusal
         weights = Weights(model, x, given, generator)
         n = len(weights.streams)
-        columns = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in ("nats", "stderr", "ess", "pareto_k", "samples")}
+        columns = {
+            name: torch.full((n,), math.nan, dtype=torch.float64)
+            for name in ("nats", "stderr", "ess", "pareto_k", "samples")
+        }
         open_rows = torch.arange(n)
         for samples in self.rungs:
             part = weights[open_rows]
@@ -46,7 +49,13 @@ class Ladder:
             done = good if samples != self.rungs[-1] else torch.ones_like(good)
             if done.any():
                 nats, stderr = log_mean(part[done.nonzero()[:, 0]].draw(samples, f"main{samples}"))
-                found = (nats, torch.where(good[done], stderr, math.nan), ess[done], k[done], torch.full_like(nats, samples))
+                found = (
+                    nats,
+                    torch.where(good[done], stderr, math.nan),
+                    ess[done],
+                    k[done],
+                    torch.full_like(nats, samples),
+                )
                 for column, values in zip(columns.values(), found, strict=True):
                     column[open_rows[done]] = values
             open_rows = open_rows[~done]

@@ -1,7 +1,6 @@
 """Lower bounds by importance sampling from the guide: ELBO and IWAE, and the pilot that says when to trust an error."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +90,9 @@ def refuse_without_guide(model: Any, n: int, estimator: Any) -> LogProb | None:
     if isinstance(model, Latent):
         return None
     name = type(model).__name__
-    return LogProb.refuse(n, f"{name} has no guide over continuous latents to draw from", "log_prob(x) without by=", by=repr(estimator))
+    return LogProb.refuse(
+        n, f"{name} has no guide over continuous latents to draw from", "log_prob(x) without by=", by=repr(estimator)
+    )
 
 
 class Weights:
@@ -100,7 +101,9 @@ class Weights:
     def __init__(self, model: Any, x: Any, given: Any, generator: torch.Generator) -> None:
         self.model, self.x, self.given = model, x, given
         seed = np.uint64(generator.initial_seed() % 2**64)
-        self.streams = row_hash((row_hash(x) ^ row_hash(np.array([seed]).view(np.int64)[:, None]))[:, None].view(np.int64))
+        self.streams = row_hash(
+            (row_hash(x) ^ row_hash(np.array([seed]).view(np.int64)[:, None]))[:, None].view(np.int64)
+        )
 
     def __getitem__(self, rows: Tensor) -> "Weights":
         part = object.__new__(Weights)
@@ -185,5 +188,3 @@ def pareto_k(log_w: Tensor) -> Tensor:
 def _mean_log(b: Tensor, y: Tensor) -> Tensor:
     """mean_i log(1 - b y_i) for each b of a row: (n, g), (n, t) -> (n, g)."""
     return torch.stack([torch.log1p(-(b[:, j, None] * y).clamp(max=1 - 1e-12)).mean(1) for j in range(b.shape[1])], 1)
-
-

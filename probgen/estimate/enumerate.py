@@ -49,13 +49,20 @@ class Enumerate:
         operands: list[Any] = []
         for factor in factors:
             dims = [d for d in range(-factor.ndim, 0) if factor.shape[d] > 1]
-            operands += [factor.reshape([factor.shape[d] for d in dims]), "".join(string.ascii_letters[-d - 1] for d in dims)]
+            operands += [
+                factor.reshape([factor.shape[d] for d in dims]),
+                "".join(string.ascii_letters[-d - 1] for d in dims),
+            ]
         inputs, tensors = operands[1::2], operands[::2]
         output = "a" if any("a" in term for term in inputs) else ""
         equation = ",".join(inputs) + "->" + output
         _, plan = opt_einsum.contract_path(equation, *tensors)
         if plan.largest_intermediate > self.limit:
-            size = f"elimination needs a table of {int(plan.largest_intermediate):.3g} entries, the limit is {self.limit}"
-            return LogProb.refuse(n, size, "Enumerate(limit=...) if memory allows, or score fewer rows at a time", by=repr(self))
+            size = (
+                f"elimination needs a table of {int(plan.largest_intermediate):.3g} entries, the limit is {self.limit}"
+            )
+            return LogProb.refuse(
+                n, size, "Enumerate(limit=...) if memory allows, or score fewer rows at a time", by=repr(self)
+            )
         nats = opt_einsum.contract(equation, *tensors, backend="pyro.ops.einsum.torch_log").expand(n)
         return LogProb(Kind.EXACT, nats, by=repr(self))  # type: ignore[arg-type]

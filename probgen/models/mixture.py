@@ -61,7 +61,7 @@ class Mixture(GenerativeModel):
     @classmethod
     def for_event(cls, event: Event, **options: Any) -> Self:
         image = isinstance(event, Array) and event.dims > 16
-        defaults: dict[str, Any] = {"components": 24 if image else 8}
+        defaults: dict[str, Any] = {"components": 32 if image else 8}
         if image and not event.discrete:
             defaults["emission"] = emissions.Normal(event.dims, "diag")  # type: ignore[attr-defined]
         return cls(event, **{**defaults, **options})
@@ -129,7 +129,7 @@ class Mixture(GenerativeModel):
         tol: float = 1e-5,
         progress: bool | None = None,
     ) -> FitReport:
-        """EM. ``tol``: gain in nats a row below which an iteration counts as converged."""
+        """EM. ``tol``: gain in nats a cell below which an iteration counts as converged."""
         if restarts < 1 or max_iter < 1 or not tol >= 0:
             raise ParameterError(f"restarts={restarts}, max_iter={max_iter}, tol={tol}", "at least 1, 1 and 0")
         cells = x.reshape(len(x), -1)
@@ -186,7 +186,7 @@ class Mixture(GenerativeModel):
                 raise FitError(f"EM went down at iteration {step}: {history[-1]} to {objective} nats a row", step=step)
             history.append(objective)
             bar.advance(1, f"{objective:.4f} nats/row")
-            if len(history) > 1 and objective - history[-2] < tol:
+            if len(history) > 1 and objective - history[-2] < tol * cells.shape[1]:
                 return history, "converged", empty
             if step < max_iter:
                 empty = self._maximise(statistics)

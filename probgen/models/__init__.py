@@ -1,0 +1,1 @@
+"""Families: one a file, each final, behind ``fit / sample / log_prob``."""

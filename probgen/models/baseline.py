@@ -1,0 +1,245 @@
+"""The floor of every comparison: independent columns, and the Gaussian copula over the same margins. Exact."""
+
+import math
+import time
+from typing import Any, Self
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from torch import Tensor, nn
+
+from probgen import emissions
+from probgen.events import Array, Category, Count, Event, Ragged, Real, Series, Table
+from probgen.logprob import Kind, LogProb
+from probgen.model import FitReport, GenerativeModel
+
+__all__ = ["GaussianCopula", "Independent"]
+
+
+def _margin(event: Event) -> emissions.Emission | str:
+    """One emission for the cells of one observation (or of one step), histograms for reals."""
+    if isinstance(event, Table):
+        return emissions.Product({name: _column(column) for name, column in event.columns.items()})
+    if isinstance(event, Series):
+        event = event.step
+    if not isinstance(event, Array):
+        return f"its columns are numbers or categories, not {type(event).__name__}"
+    width = max(event.dims, 1)
+    if event.levels is not None:
+        return emissions.Categorical(event.levels, width)
+    if event.support == "count":
+        return emissions.Poisson(width)
+    if event.resolution is not None and event.support != "real":
+        return f"a rounded {event.support} cell has no histogram here; declare support='real'"
+    return emissions.Histogram(width, event.support, event.resolution)
+
+
+def _column(column: object) -> emissions.Emission:
+    if isinstance(column, Category):
+        return emissions.Categorical(len(column.levels))
+    if isinstance(column, Count):
+        return emissions.Poisson()
+    assert_real = column if isinstance(column, Real) else Real()
+    support = "positive" if assert_real.positive and assert_real.resolution is None else "real"
+    return emissions.Histogram(1, support, assert_real.resolution)  # type: ignore[arg-type]
+
+
+class Independent(GenerativeModel):
+    """Every cell on its own: tables for levels and categories, Poisson counts, histograms for reals. Exact.
+
+    Arguments:
+        event: Array, Table, or Series (whose steps are then independent and alike).
+
+    Tables have one pseudo-observation a cell, spread evenly, so that no level is impossible. Missing cells are
+    integrated out.
+    """
+
+    missing_cells = True
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(event)
+        self.margin = _margin(event)
+
+    @classmethod
+    def suits(cls, event: Event) -> str | None:
+        margin = _margin(event)
+        return margin if isinstance(margin, str) else None
+
+    @classmethod
+    def for_event(cls, event: Event, **options: Any) -> Self:
+        return cls(event, **options)
+
+    def _rows(self, x: Tensor | Ragged) -> Tensor:
+        values = x.values if isinstance(x, Ragged) else x
+        return values.reshape(len(values), -1)
+
+    def model(self, x: Any = None, given: None = None, n: int = 1) -> Tensor:
+        cells = None if x is None else self._rows(x)
+        rows = n if cells is None else len(cells)
+        with pyro.plate("rows", rows):
+            return self.margin.observe("x", torch.zeros(rows, dtype=torch.int64), cells)
+
+    def _fit(self, x: Any, given: None, *, generator: torch.Generator) -> FitReport:
+        began, cells = time.perf_counter(), self._rows(x)
+        everyone = torch.ones(len(cells), 1, dtype=torch.float64)
+        for part in self.margin.of if isinstance(self.margin, emissions.Product) else [self.margin]:
+            if not isinstance(part, emissions.Categorical):  # a table's pseudo-observation stays even
+                part.prepare(cells if part is self.margin else self._cells_of(part, cells))
+        with torch.no_grad():
+            before = self.margin.log_prob(cells).mean().item()
+            self.margin.maximise(self.margin.statistics(cells, everyone))
+            after = self.margin.log_prob(cells).mean().item()
+        return FitReport((before, after), 1, "closed form", time.perf_counter() - began)
+
+    def _cells_of(self, part: emissions.Emission, cells: Tensor) -> Tensor:
+        for own, some in zip(self.margin.of, self.margin._split(cells), strict=True):
+            if own is part:
+                return some
+        raise LookupError(part)
+
+    def _log_prob(self, x: Any, given: None, *, generator: torch.Generator) -> LogProb:
+        steps = torch.cat([self.margin.log_prob(part)[:, 0] for part in self._rows(x).split(4096)])
+        if isinstance(x, Ragged):
+            row = torch.repeat_interleave(torch.arange(len(x)), x.lengths)
+            steps = torch.zeros(len(x), dtype=steps.dtype).index_add_(0, row, steps)
+        return LogProb(Kind.EXACT, steps, by="columns summed")  # type: ignore[arg-type]
+
+    def _sample(self, n: int, given: None, *, generator: torch.Generator, length: int = 20) -> Any:
+        """``length``: steps of each series."""
+        rows = n * length if isinstance(self.event, Series) else n
+        cells = self.margin.sample(torch.zeros(rows, dtype=torch.int64), generator)
+        values = cells.reshape(rows, *self.event.shape)  # type: ignore[attr-defined]
+        return Ragged(values, torch.full((n,), length)) if isinstance(self.event, Series) else values
+
+
+class CopulaDensity(dist.TorchDistribution):
+    """Histogram margins tied by a Gaussian copula, as one Pyro distribution.
+
+    Arguments:
+        margin: The margins of all cells.
+        positive: Cells scored through their logarithm, shape (d,), bool.
+        factor: Cholesky factor of the correlation, shape (d, d).
+    """
+
+    arg_constraints: dict = {}  # noqa: RUF012
+    support = constraints.independent(constraints.real, 1)
+
+    def __init__(self, margin: emissions.HistogramDensity, positive: Tensor, factor: Tensor) -> None:
+        self.margin, self.positive, self.factor = margin, positive, factor
+        super().__init__(torch.Size(), torch.Size([len(factor)]), validate_args=False)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Normal scores of cells, shape (n, d)."""
+        inner = torch.where(self.positive, x.clamp(min=1e-300).log(), x)
+        return torch.special.ndtri(self.margin.cdf(inner).clamp(1e-15, 1 - 1e-15))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        inner = torch.where(self.positive, value.clamp(min=1e-300).log(), value)
+        single = self.margin.log_prob(inner).sum(-1) - torch.where(self.positive, inner, 0.0).sum(-1)
+        z = self.scores(value)
+        white = torch.linalg.solve_triangular(self.factor, z[..., None], upper=False)[..., 0]
+        log_det = self.factor.diagonal().log().sum()
+        return single - 0.5 * (white.square() - z.square()).sum(-1) - log_det
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Cells from standard normal noise (n, d)."""
+        inner = self.margin.draw(torch.special.ndtr(noise @ self.factor.T).clamp(1e-12, 1 - 1e-12))
+        return torch.where(self.positive, inner.exp(), inner)
+
+    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
+        with torch.no_grad():
+            return self.draw(torch.randn(self._extended_shape(sample_shape), dtype=self.factor.dtype))
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> "CopulaDensity":
+        wide = CopulaDensity(self.margin, self.positive, self.factor)
+        dist.TorchDistribution.__init__(wide, batch_shape, self.event_shape, validate_args=False)
+        return wide
+
+
+class GaussianCopula(GenerativeModel):
+    """Histogram margins whose normal scores are jointly normal. Exact density.
+
+    Arguments:
+        event: Array or Table of reals without levels or resolution: a copula density needs continuous margins.
+
+    Sklar (1959); the correlation is that of the normal scores.
+    """
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(event)
+        d = math.prod(event.shape)  # type: ignore[attr-defined]
+        self.margin = emissions.Histogram(d, self._bounds(event))
+        self.tril = nn.Parameter(torch.zeros(d, d, dtype=torch.float64))
+
+    @staticmethod
+    def _bounds(event: Event) -> Any:
+        return event.support if isinstance(event, Array) and event.support == "unit" else "real"
+
+    @property
+    def positive(self) -> Tensor:
+        """Which cells are modelled through their logarithm, shape (d,)."""
+        if isinstance(self.event, Table):
+            return torch.tensor([getattr(column, "positive", False) for column in self.event.columns.values()])
+        return torch.full((self.margin.width,), self.event.support == "positive")  # type: ignore[attr-defined]
+
+    @classmethod
+    def suits(cls, event: Event) -> str | None:
+        if isinstance(event, Table):
+            reals = all(isinstance(c, Real) and c.resolution is None for c in event.columns.values())
+            if not reals:
+                return "a copula density needs continuous columns without rounding"
+        elif not isinstance(event, Array):
+            return f"it ties columns together, not {type(event).__name__}"
+        elif event.discrete:
+            return "a copula density needs continuous cells; on levels it is a sum over 2^d corners"
+        d = math.prod(event.shape)  # type: ignore[attr-defined]
+        if d < 2 or d > 1000:
+            return f"it ties together 2 to 1000 columns, not {d}"
+        return None
+
+    @classmethod
+    def for_event(cls, event: Event, **options: Any) -> Self:
+        return cls(event, **options)
+
+    def density(self) -> CopulaDensity:
+        """The joint density of one row of cells."""
+        tril = self.tril.tril(-1)
+        # rows of unit length make L L' a correlation matrix
+        factor = (tril + torch.eye(len(tril), dtype=tril.dtype)) / (1 + tril.square().sum(1, keepdim=True)).sqrt()
+        margin = emissions.HistogramDensity(
+            self.margin.edges, self.margin.logits[0], self.margin.tail, self.margin.support == "unit"
+        )
+        return CopulaDensity(margin, self.positive, factor)
+
+    def model(self, x: Tensor | None = None, given: None = None, n: int = 1) -> Tensor:
+        cells = None if x is None else x.reshape(len(x), -1)
+        with pyro.plate("rows", n if cells is None else len(cells)):
+            return pyro.sample("x", self.density(), obs=cells)
+
+    @torch.no_grad()
+    def _fit(self, x: Tensor, given: None, *, generator: torch.Generator) -> FitReport:
+        began, cells = time.perf_counter(), x.reshape(len(x), -1)
+        inner = torch.where(self.positive, cells.log(), cells)
+        before = self.density().log_prob(cells).mean().item()
+        self.margin.prepare(inner)
+        self.margin.maximise(self.margin.statistics(inner, torch.ones(len(x), 1, dtype=torch.float64)))
+        scores = self.density().scores(cells)
+        scores = (scores - scores.mean(0)) / scores.std(0).clamp(min=1e-12)
+        correlation = scores.T @ scores / max(len(x) - 1, 1)
+        ridge = 1e-6 + 1 / (len(x) + 1)
+        correlation = (1 - ridge) * correlation + ridge * torch.eye(len(correlation), dtype=torch.float64)
+        factor = torch.linalg.cholesky(correlation)
+        self.tril.copy_((factor / factor.diagonal()[:, None]).tril(-1))
+        after = self.density().log_prob(cells).mean().item()
+        return FitReport((before, after), 1, "closed form", time.perf_counter() - began)
+
+    def _log_prob(self, x: Tensor, given: None, *, generator: torch.Generator) -> LogProb:
+        density = self.density()
+        nats = torch.cat([density.log_prob(part) for part in x.reshape(len(x), -1).split(4096)])
+        return LogProb(Kind.EXACT, nats, by="copula density")  # type: ignore[arg-type]
+
+    def _sample(self, n: int, given: None, *, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(n, len(self.tril), generator=generator, dtype=torch.float64)
+        return self.density().draw(noise).reshape(n, *self.event.shape)  # type: ignore[attr-defined]
