@@ -26,17 +26,28 @@ _ROOMS = ("datasets", "emissions", "errors", "events", "nn", "plots")
 __all__ = [*_NAMES, *_ROOMS]
 
 if TYPE_CHECKING:
-    from probgen import datasets, emissions, errors, events, nn, plots
-    from probgen.estimate import ELBO, IWAE, Enumerate, Ladder
-    from probgen.evaluate.compare import compare
-    from probgen.logprob import Kind, LogProb
-    from probgen.model import pyro_pair
-    from probgen.models.baseline import GaussianCopula, Independent
-    from probgen.models.gan import GAN
-    from probgen.models.kernel import KernelDensity
-    from probgen.models.mixture import Mixture
-    from probgen.models.vae import VAE
-    from probgen.store import load, save
+    from probgen import datasets as datasets
+    from probgen import emissions as emissions
+    from probgen import errors as errors
+    from probgen import events as events
+    from probgen import nn as nn
+    from probgen import plots as plots
+    from probgen.estimate import ELBO as ELBO
+    from probgen.estimate import IWAE as IWAE
+    from probgen.estimate import Enumerate as Enumerate
+    from probgen.estimate import Ladder as Ladder
+    from probgen.evaluate.compare import compare as compare
+    from probgen.logprob import Kind as Kind
+    from probgen.logprob import LogProb as LogProb
+    from probgen.model import pyro_pair as pyro_pair
+    from probgen.models.baseline import GaussianCopula as GaussianCopula
+    from probgen.models.baseline import Independent as Independent
+    from probgen.models.gan import GAN as GAN
+    from probgen.models.kernel import KernelDensity as KernelDensity
+    from probgen.models.mixture import Mixture as Mixture
+    from probgen.models.vae import VAE as VAE
+    from probgen.store import load as load
+    from probgen.store import save as save
 
 
 def __getattr__(name: str) -> Any:

@@ -246,8 +246,7 @@ class LogProb:
         keyed = all(part.draws is not None for part in parts)
         names = set.intersection(*(set(part.diagnostics) for part in parts))
         refusing = next((part for part in parts if part.reason), parts[0])
-        return replace(
-            refusing,
+        return refusing.replace(
             kinds=np.concatenate([part.kinds for part in parts]),
             nats=np.concatenate([part.__dict__["nats"] for part in parts]),
             stderr=np.concatenate([part._errors() for part in parts]) if random else None,
@@ -256,6 +255,10 @@ class LogProb:
             by=" | ".join(dict.fromkeys(part.by for part in parts if part.by)),
             event=joined,
         )
+
+    def replace(self, **changes: Any) -> "LogProb":
+        """The same LogProb with some fields changed, refusals included."""
+        return replace(self, **{"nats": self.__dict__["nats"], **changes})
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -267,7 +270,7 @@ class LogProb:
             name: None if (value := self.__dict__[name]) is None else value[rows]
             for name in ("kinds", "nats", "stderr", "draws", "event")
         }
-        return replace(self, **taken, diagnostics={name: d[rows] for name, d in self.diagnostics.items()})
+        return self.replace(**taken, diagnostics={name: d[rows] for name, d in self.diagnostics.items()})
 
     @property
     def kind(self) -> Kind:
@@ -396,8 +399,7 @@ class LogProb:
         kinds[undefined] = Kind.UNAVAILABLE
         both = "the row is impossible under both models: 0/0 has no logarithm" if undefined.any() else ""
         stderr, draws = _joint_error(self, other)
-        return replace(
-            self,
+        return self.replace(
             kinds=kinds,
             nats=np.where(kinds == Kind.UNAVAILABLE, math.nan, nats),
             stderr=stderr,

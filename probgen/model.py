@@ -225,7 +225,7 @@ class GenerativeModel(nn.Module, abc.ABC):
             answer = how(checked.x, given, generator=_generator(seed))
         if len(answer) != len(checked):
             raise ShapeError(f"{len(answer)} numbers for {len(checked)} rows", "one log-probability a row")
-        return replace(answer, event=checked.about, measure=answer.measure or checked.about.measure)
+        return answer.replace(event=checked.about, measure=answer.measure or checked.about.measure)
 
     # Checks
 

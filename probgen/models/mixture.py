@@ -127,9 +127,13 @@ class Mixture(GenerativeModel):
         restarts: int = 4,
         max_iter: int = 300,
         tol: float = 1e-5,
+        budget: float | None = None,
         progress: bool | None = None,
     ) -> FitReport:
-        """EM. ``tol``: gain in nats a cell below which an iteration counts as converged."""
+        """EM. ``tol``: gain in nats a cell below which an iteration counts as converged.
+
+        ``budget``: seconds, turned once into a number of restarts and iterations, which the report records.
+        """
         if restarts < 1 or max_iter < 1 or not tol >= 0:
             raise ParameterError(f"restarts={restarts}, max_iter={max_iter}, tol={tol}", "at least 1, 1 and 0")
         cells = x.reshape(len(x), -1)
@@ -141,6 +145,10 @@ class Mixture(GenerativeModel):
             )
         began = time.perf_counter()
         self.emission.prepare(cells)
+        notes = []
+        if budget is not None:
+            restarts, max_iter = self._afford(cells, generator, budget, restarts, max_iter)
+            notes.append(f"budget {budget:g} s = {restarts} restarts of at most {max_iter} iterations")
         runs = []
         with Progress("Mixture EM", restarts * max_iter, progress) as bar:
             for restart in range(restarts):
@@ -153,10 +161,25 @@ class Mixture(GenerativeModel):
         self.n_rows = len(cells)
         self.log_likelihood = history[-1] * len(cells) - float(self.emission.penalty())
         optima = tuple(sorted((run[0][-1] for run in runs), reverse=True))
-        notes = (f"components without data: {empty}",) if empty else ()
+        notes += [f"components without data: {empty}"] * bool(empty)
         return FitReport(
-            tuple(history), len(history) - 1, stopped, time.perf_counter() - began, optima=optima, notes=notes
+            tuple(history), len(history) - 1, stopped, time.perf_counter() - began, optima=optima, notes=tuple(notes)
         )
+
+    def _afford(
+        self, cells: Tensor, generator: torch.Generator, budget: float, restarts: int, max_iter: int
+    ) -> tuple[int, int]:
+        """Restarts and iterations that fit into a budget: one of each is timed, on a copy of the generator."""
+        pilot = torch.Generator()
+        pilot.set_state(generator.get_state())
+        began = time.perf_counter()
+        self._start(cells, pilot)
+        middle = time.perf_counter()
+        self._maximise(self._expect(cells)[1])
+        each = time.perf_counter() - middle
+        affordable = max(1, int((budget - (middle - began)) / each))
+        restarts = max(1, min(restarts, affordable // min(max_iter, 50)))
+        return restarts, max(1, min(max_iter, affordable // restarts))
 
     def _start(self, cells: Tensor, generator: torch.Generator) -> None:
         shares = emissions.start_responsibilities(self.emission.features(cells), self.components, generator)

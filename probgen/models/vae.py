@@ -147,7 +147,7 @@ class VAE(GenerativeModel):
     ) -> FitReport:
         """SVI on the ELBO with reparameterised draws. ``budget`` in seconds, unless ``steps`` is given.
 
-        ``weight_decay`` None: 1 up to 1500 rows, falling as 1/n beyond: what keeps small data from being learnt by heart.
+        ``weight_decay`` None: 1 up to 1500 rows, falling as 1/n beyond; it keeps small data from being learnt by heart.
         """
         self.train()
         if not resume:
