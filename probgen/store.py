@@ -171,7 +171,7 @@ def write(folder: str | PathLike, tensors: dict[str, Tensor], about: dict[str, A
     from safetensors.numpy import save as to_bytes
 
     folder = Path(folder)
-    payload = to_bytes({name: np.ascontiguousarray(t.detach().cpu().numpy()) for name, t in tensors.items()})
+    payload = to_bytes({name: np.array(t.detach().cpu().numpy(), order="C") for name, t in tensors.items()})
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -19,6 +19,15 @@ COVARIANCES = ("full", "tied", "diag", "spherical")
 ALPHA = 1e-6
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small matrices are slower on two threads, much slower beside other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def cells(values):
     return torch.as_tensor(np.asarray(values, dtype=np.float64))
 
@@ -636,12 +645,7 @@ def test_after_the_m_step_the_expected_penalised_log_likelihood_is_stationary(na
     m_step(e, x, w)
     objective(e, x, w).backward()
     for parameter in e.parameters():
-        gradient = torch.nan_to_num(parameter.grad)
-        gradient = (
-            gradient.tril()
-            if name in CORRELATED and parameter.ndim > 1 and parameter is not getattr(e, "loc", None)
-            else gradient
-        )
+        gradient = parameter.grad[parameter.isfinite()]
         assert gradient.abs().max() < 1e-8 * len(x)
 
 

@@ -151,8 +151,12 @@ def whole(values: np.ndarray) -> bool:
     return bool(finite.size) and bool((finite == np.round(finite)).all())
 
 
-def to_form(x: Tensor, form: str) -> Any:
-    """A tensor as "torch", "list", a frame of numbered columns, or NumPy."""
+def to_form(x: Tensor | np.ndarray, form: str) -> Any:
+    """Cells as "torch" (numbers only), "list", a frame of numbered columns, or NumPy."""
+    if isinstance(x, np.ndarray):
+        if x.dtype == object:
+            return x.tolist() if form == "list" else x
+        x = torch.from_numpy(x)
     if form == "torch":
         return x
     if form == "list":

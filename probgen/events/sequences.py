@@ -85,6 +85,8 @@ class Series(Event):
 
 def _sequences(data: Any, rank: int) -> tuple[list[np.ndarray], str]:
     """Sequences as float arrays, each (T, *shape)."""
+    if isinstance(data, list | tuple) and not data:
+        return [], "list"
     if isinstance(data, Ragged):
         return [part.to(torch.float64).numpy() for part in data.split()], "list"
     if isinstance(data, tuple) and len(data) == 2:

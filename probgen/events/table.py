@@ -155,10 +155,15 @@ class Table(Event):
 
     def restore(self, x: Tensor, form: str = "pandas") -> Any:
         cells = x.detach().cpu().numpy()
-        if form in ("numpy", "torch"):
-            return to_form(torch.from_numpy(cells), form)
         named = {name: _outside_column(column, cells[:, i]) for i, (name, column) in enumerate(self.columns.items())}
-        return named if form == "dict" else frames.native(named, form)
+        if form not in ("numpy", "torch", "list"):
+            return named if form == "dict" else frames.native(named, form)
+        columns = [np.ma.filled(v.astype(object), None) if v.dtype.kind not in "iuf" else _with_nan(v) for v in named.values()]
+        return to_form(np.stack(columns, axis=1), form)
+
+
+def _with_nan(values: np.ndarray) -> np.ndarray:
+    return np.ma.filled(np.ma.asarray(values, dtype=np.float64), math.nan)
 
 
 def _outside_column(column: Column, cells: np.ndarray) -> Any:
@@ -193,7 +198,10 @@ def _columns(
 
 def _unnamed_columns(data: Any, names: Sequence[str] | None) -> tuple[dict, np.ndarray, str]:
     form = "torch" if isinstance(data, Tensor) else "numpy"
-    array = np.asarray(data.detach().cpu() if isinstance(data, Tensor) else data)
+    try:
+        array = np.asarray(data.detach().cpu() if isinstance(data, Tensor) else data)
+    except ValueError as problem:
+        raise ShapeError("Rows of unequal length for a table", f"rows of the columns {names}") from problem
     if array.ndim != 2 or names is None or array.shape[1] != len(names):
         raise ShapeError(
             f"{type(data).__name__} of shape {array.shape} for a table of columns {names}",

@@ -171,7 +171,8 @@ class KernelDensity(GenerativeModel):
             ridge = 1e-6 * covariance.diagonal().clamp(min=1e-12 * (1 + metric.square().mean(0)))
             self.scale = torch.linalg.cholesky(covariance + torch.diag(ridge))
         least = torch.tensor([*self._steps, *[1.0] * len(self._levels)], dtype=torch.float64)
-        self.spread = torch.maximum(torch.cat([rounded, levelled], 1).std(0), 0.3 * least)
+        others = torch.cat([rounded, levelled], 1)
+        self.spread = torch.maximum((others - others.mean(0)).square().mean(0).sqrt(), 0.3 * least)
         for j, (levels, _) in enumerate(self._levels):
             counts = torch.bincount(levelled[:, j].long(), minlength=levels) + 1 / levels
             self.margins[j] = 0
