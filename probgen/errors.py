@@ -113,7 +113,7 @@ class FitError(ProbgenError, RuntimeError):
         self.step = step
 
 
-class StoreError(ProbgenError, OSError):
+class StoreError(ProbgenError):
     """A file that is damaged, foreign, too new, or can't be written."""
 
     code = "store"

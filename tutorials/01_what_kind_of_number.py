@@ -48,7 +48,7 @@ exact, bound = mixture.log_prob(test), vae.log_prob(test, seed=0)
 print("truth  ", f"{circle.log_density(test).mean():.4f} nats/row")
 print("mixture", exact.mean())
 print("vae    ", bound.mean())
-print("        the truth lies", bound.mean().bias)
+print("        which lies", bound.mean().bias)
 
 # %% [markdown]
 # The VAE's density is an integral over its latent code. Averaging over draws from its guide gives a number that is

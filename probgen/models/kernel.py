@@ -174,7 +174,7 @@ class KernelDensity(GenerativeModel):
         others = torch.cat([rounded, levelled], 1)
         self.spread = torch.maximum((others - others.mean(0)).square().mean(0).sqrt(), 0.3 * least)
         for j, (levels, _) in enumerate(self._levels):
-            counts = torch.bincount(levelled[:, j].long(), minlength=levels) + 1 / levels
+            counts = torch.bincount(levelled[:, j].long(), minlength=levels).to(torch.float64) + 1 / levels
             self.margins[j] = 0
             self.margins[j, :levels] = counts / counts.sum()
 
