@@ -1,26 +1,38 @@
 """The door to pyarrow and narwhals: data frames in, Arrow tables out, files written whole or not at all."""
 
+import math
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from probgen.errors import DataError, StoreError, nearest
+from probgen.errors import DataError, ProbgenError, StoreError, nearest
 
-__all__ = ["SUFFIXES", "columns", "is_frame", "native", "read", "table", "write", "write_whole"]
+__all__ = [
+    "SUFFIXES", "column", "columns", "is_frame", "is_missing", "keys", "native", "objects", "read", "reading", "stack",
+    "table", "write", "write_whole",
+]  # fmt: skip
+
+_PLAIN = {"numpy", "torch", "builtins", "pathlib"}
+EXACT = 2**53  # whole numbers up to here are floats without loss
 
 
 def is_frame(data: Any) -> bool:
     """Whether this is a data frame that narwhals knows: pandas, polars, pyarrow, modin, cudf."""
-    if type(data).__module__.partition(".")[0] in {"numpy", "torch", "builtins", "pathlib"}:
+    if form(data) in _PLAIN:
         return False
-    import narwhals as nw
+    from narwhals import dependencies as known
 
-    return isinstance(nw.from_native(data, pass_through=True), nw.DataFrame | nw.LazyFrame)
+    return known.is_into_dataframe(data) or known.is_into_lazyframe(data) or _is_batch(data)
+
+
+def _is_batch(data: Any) -> bool:
+    return form(data) == "pyarrow" and type(data).__name__ == "RecordBatch"
 
 
 def form(data: Any) -> str:
@@ -28,81 +40,233 @@ def form(data: Any) -> str:
     return type(data).__module__.partition(".")[0]
 
 
+def is_missing(value: Any) -> bool:
+    """None, NaN, NaT, pandas' NA and NumPy's masked; a datetime64 never is."""
+    if value is None or value is np.ma.masked:
+        return True
+    if isinstance(value, float | np.floating):
+        return math.isnan(value)
+    return value.is_nan() if isinstance(value, Decimal) else type(value).__name__ in ("NAType", "NaTType")
+
+
+def objects(values: Iterable[Any], n: int) -> np.ndarray:
+    """n values as they are, shape (n,), even where they are sequences themselves."""
+    return np.fromiter(values, dtype=object, count=n)
+
+
+@contextmanager
+def reading(data: Any) -> Iterator[None]:
+    """Foreign objects may raise anything while they are read: it becomes a DataError."""
+    try:
+        yield
+    except (ProbgenError, MemoryError):
+        raise
+    except Exception as problem:
+        raise DataError(
+            f"A {type(data).__name__} that can't be read ({type(problem).__name__}: {problem})",
+            "an array, tensor, list, dict of columns or data frame of numbers and strings",
+            "Convert it first, say with numpy.asarray",
+        ) from problem
+
+
 def columns(frame: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray, dict[str, list]]:
     """A frame as NumPy columns.
 
     Returns:
         By name, (values, missing mask) of shape (n,); numbers stay numbers, everything else comes as objects.
-        The row keys: a pandas index that is not a plain range, else 0..n-1.
+        The row keys: a pandas index that is not 0..n-1 (saved in a Parquet file, too), else 0..n-1.
         By name, the declared categories of categorical columns, unused ones included.
     """
-    import narwhals as nw
+    with reading(frame):
+        named, row_keys = _parts(frame)
+        read = {name: _cells(series) for name, series in named.items()}
+    levels = {name: declared for name, (_, _, declared) in read.items() if declared is not None}
+    return {name: (values, missing) for name, (values, missing, _) in read.items()}, row_keys, levels
 
+
+def _parts(frame: Any) -> tuple[dict[str, Any], np.ndarray]:
+    """The columns of a frame as narwhals series by name, and the row keys."""
+    import narwhals as nw
+    import pyarrow as pa
+
+    frame = pa.Table.from_batches([frame]) if _is_batch(frame) else frame
+    names = distinct_names(frame.column_names if isinstance(frame, pa.Table) else getattr(frame, "columns", ()))
     eager = nw.from_native(frame)
     eager = eager.collect() if isinstance(eager, nw.LazyFrame) else eager
-    if len(set(eager.columns)) < len(eager.columns):
-        raise DataError(f"Duplicate column names in {eager.columns}", "one name a column", "Rename them")
-    values: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    levels: dict[str, list] = {}
-    for series in eager.iter_columns():
-        name = str(series.name)
-        if isinstance(series.dtype, nw.Categorical | nw.Enum):
-            levels[name] = _declared_categories(series)
-            series = series if levels[name] and not isinstance(levels[name][0], str) else series.cast(nw.String)
-        missing = series.is_null().to_numpy().astype(bool)
-        if series.dtype.is_numeric() and not series.dtype.is_decimal():
-            whole = series.dtype.is_integer() and not missing.any()
-            filled = series if whole else series.cast(nw.Float64).fill_null(float("nan"))
-            values[name] = filled.to_numpy(), missing
-        else:
-            values[name] = np.array([*series.to_list(), None], dtype=object)[:-1], missing
-    return values, _keys(frame, len(eager)), levels
+    named = dict(zip(names or eager.columns, eager.iter_columns(), strict=True))
+    saved = _saved_index(frame) if isinstance(frame, pa.Table) else []
+    if saved and set(saved) < set(named):
+        labels = [named.pop(name).to_list() for name in saved]
+        return named, _labels(labels[0] if len(labels) == 1 else list(zip(*labels, strict=True)))
+    return named, keys(frame, len(eager))
 
 
-def _declared_categories(series: Any) -> list:
-    """All declared categories; narwhals itself gives those that occur."""
-    pandas = getattr(getattr(series.to_native(), "cat", None), "categories", None)
-    return series.cat.get_categories().to_list() if pandas is None else list(pandas)
+def distinct_names(names: Iterable[Any]) -> list[str]:
+    """Names as strings.
+
+    Raises:
+        DataError: where two are the same, 0 and "0" included.
+    """
+    names = [str(name) for name in names]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"Duplicate column names {twice} in {names}", "one name a column", "Rename them")
+    return names
 
 
-def _keys(frame: Any, n: int) -> np.ndarray:
-    index = getattr(frame, "index", None)
-    if form(frame) != "pandas" or index is None or type(index).__name__ == "RangeIndex":
+def _saved_index(arrow: Any) -> list[str]:
+    """The columns of an Arrow table that pandas saved its index in."""
+    about = arrow.schema.pandas_metadata or {}
+    return [name for name in about.get("index_columns", ()) if isinstance(name, str)]
+
+
+def _labels(labels: Sequence[Any]) -> np.ndarray:
+    plain = [str(label) if isinstance(label, tuple) else label for label in labels]
+    same = {type(label) for label in plain} in ({int}, {float})
+    return np.array(plain) if same else objects(plain, len(plain))
+
+
+def keys(data: Any, n: int) -> np.ndarray:
+    """The row keys of a frame or column: a pandas index that is not 0..n-1, else 0..n-1."""
+    index = getattr(data, "index", None) if form(data) == "pandas" else None
+    if not hasattr(index, "nlevels") or (type(index).__name__ == "RangeIndex" and index.equals(type(index)(n))):
         return np.arange(n)
     return np.asarray(index) if index.nlevels == 1 else np.array([str(key) for key in index])
 
 
+def column(data: Any) -> tuple[np.ndarray, np.ndarray, list | None] | None:
+    """A column of another library as (values, missing mask, declared categories); None where it is no column.
+
+    Takes pandas series, indexes and extension arrays, polars series and Arrow arrays.
+    """
+    library = form(data)
+    if library in _PLAIN:
+        return None
+    import narwhals as nw
+
+    with reading(data):
+        if library == "pandas":
+            import pandas as pd
+
+            data = pd.Series(data) if isinstance(data, pd.Index | pd.api.extensions.ExtensionArray) else data
+        elif library == "pyarrow":
+            import pyarrow as pa
+
+            data = pa.chunked_array([data]) if isinstance(data, pa.Array) else data
+        series = nw.from_native(data, series_only=True, pass_through=True)
+        return _cells(series) if isinstance(series, nw.Series) else None
+
+
+def _cells(series: Any) -> tuple[np.ndarray, np.ndarray, list | None]:
+    import narwhals as nw
+
+    if isinstance(series.dtype, nw.Categorical | nw.Enum):
+        return _categorical(series)
+    missing = series.is_null().to_numpy().astype(bool)
+    if series.dtype.is_numeric() and not series.dtype.is_decimal():
+        return _numbers(series, missing), missing, None
+    if isinstance(series.dtype, nw.Unknown) and (values := series.to_numpy()).dtype.kind in "iuf":
+        return values, missing, None
+    return objects(series.to_list(), len(series)), missing, None
+
+
+def _numbers(series: Any, missing: np.ndarray) -> np.ndarray:
+    """Floats with NaN for null; whole numbers where none is null, and where a float would change them."""
+    if not series.dtype.is_integer():
+        return series.fill_null(math.nan).to_numpy() if missing.any() else series.to_numpy()
+    whole = series.fill_null(0).to_numpy() if missing.any() else series.to_numpy()
+    if not missing.any():
+        return whole
+    return np.where(missing, math.nan if abs(whole.astype(np.float64)).max() <= EXACT else None, whole)
+
+
+def _categorical(series: Any) -> tuple[np.ndarray, np.ndarray, list]:
+    """Cells and all declared categories; an undeclared polars Categorical has those that occur, sorted."""
+    library, column = form(series.to_native()), series.to_native()
+    if library == "pyarrow":
+        declared = column.unify_dictionaries().chunk(0).dictionary.to_pylist() if column.num_chunks else []
+        values = column.cast(column.type.value_type).to_pylist()
+    elif library == "polars":
+        values = column.to_list()
+        declared = getattr(column.dtype, "categories", None) if "Enum" in str(column.dtype) else None
+        declared = sorted(set(values) - {None}) if declared is None else list(declared)
+    else:
+        declared = column.cat.categories.tolist()
+        values = objects([*declared, None], len(declared) + 1)[column.cat.codes.to_numpy()].tolist()
+    cells = objects(values, len(values))
+    return cells, series.is_null().to_numpy().astype(bool), declared
+
+
 def table(data: Mapping[str, Any]) -> Any:
-    """A pyarrow.Table of named columns; masked cells become null, NumPy keys of any type are kept."""
+    """A pyarrow.Table of named columns; masked cells become null, columns of mixed types strings.
+
+    Raises:
+        DataError: for columns of unequal length or of more than one dimension.
+    """
     import pyarrow as pa
 
-    def column(values: Any) -> Any:
-        if isinstance(values, np.ma.MaskedArray):
-            return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
-        if isinstance(values, np.ndarray) and values.dtype == object and len({type(v) for v in values}) > 1:
-            return pa.array([None if v is None else str(v) for v in values])
-        return pa.array(values)
+    try:
+        return pa.table({name: _arrow(values) for name, values in data.items()})
+    except (pa.ArrowException, ValueError) as problem:
+        raise DataError(f"These columns make no table: {problem}", "columns of one length", "Check them") from problem
 
-    return pa.table({name: column(values) for name, values in data.items()})
+
+def _arrow(values: Any) -> Any:
+    import pyarrow as pa
+
+    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+    values = np.ma.getdata(values) if mask is not None else values
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return pa.array(values, mask=mask)
+    cells = list(values) if mask is None else [None if m else v for v, m in zip(values, mask, strict=True)]
+    kinds = set(map(type, cells)) - {type(None)}
+    try:
+        if len(kinds) <= 1 and kinds <= {str, bool, int, float}:
+            return pa.array(cells)
+        if _numeric(cells):
+            return pa.array([None if v is None else float(v) for v in cells], pa.float64())
+    except (pa.ArrowException, OverflowError, UnicodeError):
+        pass  # whole numbers beyond int64, lone surrogates
+    return pa.array([None if is_missing(v) else str(v).encode(errors="backslashreplace").decode() for v in cells])
+
+
+def _numeric(cells: list) -> bool:
+    return all(v is None or (isinstance(v, int | float | np.number) and not isinstance(v, bool)) for v in cells)
 
 
 def stack(tables: Sequence[Any]) -> Any:
     """Arrow tables one below the other; columns that differ in type become strings."""
     import pyarrow as pa
 
-    return pa.concat_tables(tables, promote_options="permissive")
+    kinds: dict[str, set] = {}
+    for arrow in tables:
+        for field in arrow.schema:
+            kinds.setdefault(field.name, set()).add(field.type)
+    text = {name for name, types in kinds.items() if pa.string() in types and len(types) > 1}
+    return pa.concat_tables([_as_text(arrow, text) for arrow in tables], promote_options="permissive")
+
+
+def _as_text(arrow: Any, names: set[str]) -> Any:
+    import pyarrow as pa
+
+    return arrow.cast(pa.schema([field.with_type(pa.string()) if field.name in names else field for field in arrow.schema]))
 
 
 def native(data: Mapping[str, Any], library: str) -> Any:
-    """Named columns as a frame of that library: "pandas", "polars", else an Arrow table."""
+    """Named columns as a frame of that library: "pandas", "polars", else an Arrow table (mixed types as strings)."""
     arrow = table(data)
+    mixed = {name: values for name, values in data.items() if _is_mixed(values)}
     if library == "pandas":
-        return arrow.to_pandas()
+        frame = arrow.to_pandas(integer_object_nulls=True)
+        return frame.assign(**mixed) if mixed else frame
     if library == "polars":
-        import polars
+        import polars as pl
 
-        return polars.from_arrow(arrow)
+        return pl.from_arrow(arrow).with_columns(pl.Series(n, v, dtype=pl.Object) for n, v in mixed.items())
     return arrow
+
+
+def _is_mixed(values: Any) -> bool:
+    return isinstance(values, list) and len({type(v) for v in values} - {type(None)}) > 1
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {}

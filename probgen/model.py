@@ -2,6 +2,7 @@
 
 import abc
 import inspect
+import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,7 @@ class GenerativeModel(nn.Module, abc.ABC):
     report: FitReport | None = None
     form: str = "numpy"
     missing_cells: ClassVar[bool] = False  # whether NaN cells are integrated out
+    growing: ClassVar[tuple[str, ...]] = ()  # buffers with one entry a training row
 
     def __init__(self, event: Event) -> None:
         super().__init__()
@@ -178,7 +180,8 @@ class GenerativeModel(nn.Module, abc.ABC):
         if warning := getattr(self.event, "ties", lambda _: None)(checked.x):
             warnings.warn(warning, TiesWarning, stacklevel=2)
         generator = _generator(seed)
-        report = self._fit(checked.x, given, generator=generator, **options)
+        with torch.enable_grad():
+            report = self._fit(checked.x, given, generator=generator, **options)
         self.report = replace(report, seed=generator.initial_seed())
         self.form = checked.form
         self.eval()
@@ -276,8 +279,7 @@ def _generator(seed: int | None) -> torch.Generator:
     """A private generator; the seed is taken from the system where none is given."""
     generator = torch.Generator()
     if seed is None:
-        generator.seed()
-        return generator
+        return generator.manual_seed(secrets.randbits(63))
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ParameterError(f"seed={seed!r}", "a whole number from 0, or None")
     return generator.manual_seed(seed)

@@ -4,7 +4,9 @@ import hashlib
 import importlib
 import json
 import math
+import os
 import platform
+import re
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -14,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probgen import frames
 from probgen.errors import StoreError, nearest
 from probgen.events import arguments
 from probgen.model import FitReport, GenerativeModel
 
-__all__ = ["FAMILIES", "FORMAT", "card", "family", "load", "read", "save", "write"]
+__all__ = ["FAMILIES", "FORMAT", "card", "check_folder", "family", "load", "read", "save", "write"]
 
 FORMAT = 1
 FAMILIES = {
@@ -39,7 +41,9 @@ _PARTS = {
         "probgen.emissions",
     ),
 }
-_CARD, _CARD_LIMIT = "card.json", 1 << 24
+_EXTRAS = ("n_rows", "log_likelihood")
+_CARD, _CARD_LIMIT, _BLANK = "card.json", 1 << 24, "0" * 64
+_OURS = re.compile(r"[0-9a-f]{16}\.safetensors|\..*\.[0-9a-f]{8}\.tmp")
 
 
 def family(name: str) -> type[GenerativeModel]:
@@ -62,8 +66,8 @@ def save(model: GenerativeModel, folder: str | PathLike) -> Path:
     """
     model._check_fitted()
     about = card(model)
-    extras = {k: v for k, v in vars(model).items() if k in ("n_rows", "log_likelihood")}
-    return write(folder, dict(model.state_dict()), {**about, "extras": _encode(extras)})
+    extras = {name: _encode(getattr(model, name)) for name in _EXTRAS if hasattr(model, name)}
+    return write(folder, dict(model.state_dict()), {**about, "extras": extras})
 
 
 def load(folder: str | PathLike) -> GenerativeModel:
@@ -73,18 +77,23 @@ def load(folder: str | PathLike) -> GenerativeModel:
         StoreError: a missing, damaged or truncated file, an unknown family, a newer format.
     """
     about, tensors = read(folder)
-    if about.get("what") != "model" or about.get("family") not in FAMILIES:
-        raise StoreError(f"{folder} holds {about.get('family', about.get('what'))!r}", "a model", nearest("", FAMILIES))
+    name = about.get("family")
+    if about.get("what") != "model" or not isinstance(name, str) or name not in FAMILIES:
+        raise StoreError(
+            f"{folder} holds {name or about.get('what')!r}", "a model of a known family", nearest("", FAMILIES)
+        )
     try:
-        model = family(about["family"])(**{k: _decode(v) for k, v in about["arguments"].items()})
+        model = family(name)(**{k: _decode(v) for k, v in about["arguments"].items()})
         model.report = FitReport(
             **{k: tuple(v) if isinstance(v, list) else v for k, v in _decode(about["fit"]).items()}
         )
         model.form = about["form"]
-        for name, value in _decode(about["extras"]).items():
-            setattr(model, name, value)
+        for extra, value in about["extras"].items():
+            if extra not in _EXTRAS or not hasattr(model, extra):
+                raise KeyError(extra)
+            setattr(model, extra, float(_decode(value)))
         _put(model, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError) as problem:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         raise StoreError(
             f"The card in {folder} can't be followed: {problem!r}", "a card written by save()"
         ) from problem
@@ -114,16 +123,18 @@ def _version(package: str) -> str:
     return "unknown"
 
 
-def _put(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Parameters and buffers by name; a buffer may have any shape (its length may be the data's)."""
+def _put(model: GenerativeModel, tensors: dict[str, Tensor]) -> None:
+    """Parameters and buffers by name, each of its own dtype and shape; growing buffers may have any length."""
     expected = model.state_dict()
     if set(expected) != set(tensors):
         raise KeyError(f"tensors {sorted(set(expected) ^ set(tensors))[:4]} are missing or unknown")
     for name, value in tensors.items():
+        skip = int(name in model.growing)
+        if value.dtype != expected[name].dtype or value.shape[skip:] != expected[name].shape[skip:]:
+            raise ValueError(f"tensor {name} has dtype {value.dtype} and shape {tuple(value.shape)}")
+    for name, value in tensors.items():
         path, _, last = name.rpartition(".")
         owner = model.get_submodule(path)
-        if value.dtype != expected[name].dtype or (last in owner._parameters and value.shape != expected[name].shape):
-            raise ValueError(f"tensor {name} has dtype {value.dtype} and shape {tuple(value.shape)}")
         if last in owner._parameters:
             owner._parameters[last].data = value  # type: ignore[union-attr]
         else:
@@ -161,33 +172,71 @@ def _decode(value: Any) -> Any:
     return part(**{name: _decode(item) for name, item in value["arguments"].items()})
 
 
-def _checksum(about: dict[str, Any], payload: bytes) -> str:
-    canonical = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(canonical.encode() + payload).hexdigest()
+def _sealed(about: dict[str, Any], payload: bytes) -> bytes:
+    """The card's bytes with a checksum over themselves (zeros in its place) and the payload."""
+    blank = json.dumps({**about, "sha256": _BLANK}, indent=1, allow_nan=False).encode()
+    return blank.replace(_BLANK.encode(), hashlib.sha256(blank + payload).hexdigest().encode())
+
+
+def _is_sealed(raw: bytes, seal: Any, payload: bytes) -> bool:
+    if not isinstance(seal, str) or len(seal) != len(_BLANK) or raw.count(seal.encode()) != 1:
+        return False
+    return hashlib.sha256(raw.replace(seal.encode(), _BLANK.encode()) + payload).hexdigest() == seal
+
+
+def check_folder(folder: str | PathLike, what: str) -> Path:
+    """Makes a folder and sees that a card of that kind may be written there.
+
+    Raises:
+        StoreError: not writable, or it holds something else; nothing is changed.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)]
+        raw = (folder / _CARD).read_bytes() if _CARD in others else b""
+    except OSError as problem:
+        raise StoreError(
+            f"{folder} can't be made or read: {problem.strerror}", "a folder one may write to", "Another place"
+        ) from problem
+    if not os.access(folder, os.W_OK):
+        raise StoreError(f"{folder} is not writable", "a folder one may write to", "Another place")
+    if raw:
+        kind = str(_card_of(raw).get("what"))
+        if kind != what:
+            raise StoreError(
+                f"{folder} holds a card of something else ({kind})", f"a new folder or a {what}", "Another place"
+            )
+    elif others:
+        raise StoreError(f"{folder} holds other files: {others[:3]}", f"a new folder or a {what}", "Another place")
+    return folder
+
+
+def _card_of(raw: bytes) -> dict[str, Any]:
+    try:
+        about = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) and isinstance(about.get("format"), int) else {}
 
 
 def write(folder: str | PathLike, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
-    """Tensors and their card into a folder. The card is renamed last: the folder is wholly old or wholly new."""
+    """Tensors and their card into a folder. The card is renamed last: the folder is wholly old or wholly new.
+
+    Raises:
+        StoreError: the folder can't be written or holds something else; what was there stays whole.
+    """
     from safetensors.numpy import save as to_bytes
 
-    folder = Path(folder)
+    folder = check_folder(folder, str(about.get("what")))
+    old = _card_of((folder / _CARD).read_bytes()).get("tensors") if (folder / _CARD).exists() else None
     payload = to_bytes({name: np.array(t.detach().cpu().numpy(), order="C") for name, t in tensors.items()})
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise StoreError(f"{folder} can't be made: {problem.strerror}", "a folder that can be written") from problem
-    if any(folder.iterdir()) and not (folder / _CARD).exists():
-        raise StoreError(
-            f"{folder} holds other files", "a new folder, or one with a model to replace", "Nothing was changed"
-        )
     name = f"{hashlib.sha256(payload).hexdigest()[:16]}.safetensors"
-    about = {**about, "tensors": name}
-    about["sha256"] = _checksum(about, payload)
     frames.write_whole(folder / name, [payload])
-    frames.write_whole(folder / _CARD, [json.dumps(about, indent=1, allow_nan=False).encode()])
-    for stale in folder.glob("*.safetensors"):
-        if stale.name != name:
-            stale.unlink(missing_ok=True)
+    frames.write_whole(folder / _CARD, [_sealed({**about, "tensors": name}, payload)])
+    if isinstance(old, str) and old != name and _OURS.fullmatch(old):
+        with suppress(OSError):
+            (folder / old).unlink()
     return folder
 
 
@@ -205,20 +254,18 @@ def read(folder: str | PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         if (folder / _CARD).stat().st_size > _CARD_LIMIT:
             raise StoreError(f"{folder / _CARD} is larger than 16 MiB", "a card written by save()", damaged)
-        about = json.loads((folder / _CARD).read_bytes())
-        if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+        raw = (folder / _CARD).read_bytes()
+        about = _card_of(raw)
+        if not about:
             raise StoreError(f"{folder / _CARD} is no probgen card", "a card written by save()", damaged)
         if about["format"] > FORMAT:
             raise StoreError(f"{folder} has format {about['format']}", f"format {FORMAT} or older", "Upgrade probgen")
         payload = (folder / Path(str(about.get("tensors"))).name).read_bytes()
-        if _checksum(about, payload) != about.get("sha256"):
+        if not _is_sealed(raw, about.get("sha256"), payload):
             raise StoreError(f"The checksum of {folder} does not match: a file is damaged", "the bytes saved", damaged)
         return about, {name: torch.from_numpy(a.copy()) for name, a in from_bytes(payload).items()}
     except FileNotFoundError as problem:
-        raise StoreError(
-            f"There is no model in {folder}: {problem.filename} is missing", "a folder written by save()"
-        ) from problem
-    except (OSError, SafetensorError, ValueError, RecursionError) as problem:
-        if isinstance(problem, StoreError):
-            raise
-        raise StoreError(f"{folder} can't be read: {problem}", "a folder written by save()", damaged) from problem
+        missing = f"There is no model in {folder}: {problem.filename} is missing"
+        raise StoreError(missing, "a folder written by save()", "Check the path") from problem
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as problem:
+        raise StoreError(f"{folder} can't be read: {problem!r}", "a folder written by save()", damaged) from problem

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +19,8 @@ from probgen.model import FitReport
 
 __all__ = ["Player", "Progress", "Schedule", "train"]
 
+_FACTS = ("step", "steps", "cursor", "probe", "objective", "validation", "recent", "waited")
+
 
 class Progress:
     """A line on the terminal: what, how far, the figure that matters, items/s, time left. Silent when not a terminal.
@@ -30,7 +32,7 @@ class Progress:
     def __init__(self, what: str, total: int, show: bool | None = None, items: int = 1) -> None:
         self.what, self.total, self.items = what, total, items
         self.show = sys.stderr.isatty() if show is None else show
-        self.done, self.began, self.bar, self.task = 0, 0.0, None, None
+        self.first, self.done, self.began, self.bar, self.task = 0, 0, 0.0, None, None
 
     def __enter__(self) -> Self:
         self.began = time.perf_counter()
@@ -45,7 +47,7 @@ class Progress:
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
             ]
-            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=sys.stderr.isatty())
             self.bar.start()
             self.task = self.bar.add_task(self.what, total=self.total, note="")
         return self
@@ -54,13 +56,17 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
 
+    def begin(self, done: int) -> None:
+        """Where a resumed run starts from."""
+        self.first = self.done = done
+
     def advance(self, steps: int, note: str) -> None:
         self.to(self.done + steps, note)
 
     def to(self, done: int, note: str = "") -> None:
         self.done = done
         if self.bar is not None:
-            rate = done * self.items / max(time.perf_counter() - self.began, 1e-9)
+            rate = (done - self.first) * self.items / max(time.perf_counter() - self.began, 1e-9)
             self.bar.update(self.task, completed=done, note=f"{note}  {rate:,.0f} items/s" if note else "")
 
 
@@ -80,6 +86,9 @@ class Schedule:
         validation: Share of rows held out to choose the best state; 0 for none.
         patience: Evaluations without a gain before stopping early; 0 never stops.
         evaluations: How often the validation rows are scored.
+        checkpoint: A folder for the whole training state.
+        every: Steps between checkpoints.
+        resume: Go on from the checkpoint: the same bits as an unbroken run.
     """
 
     steps: int | None = None
@@ -93,15 +102,32 @@ class Schedule:
     validation: float = 0.1
     patience: int = 0
     evaluations: int = 40
+    checkpoint: str | PathLike | None = None
+    every: int = 500
+    resume: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("steps", 1), ("budget", 1e-9), ("batch_size", 1), ("learning_rate", 0), ("evaluations", 1)):
+        whole = {"steps": 1, "batch_size": 1, "evaluations": 1, "every": 1, "warmup": 0, "patience": 0}
+        for name, least in {**whole, "budget": 1e-9, "learning_rate": 0, "weight_decay": 0, "clip": 0}.items():
             value = getattr(self, name)
-            if value is not None and not (low <= value < math.inf):
-                raise ParameterError(f"{name}={value!r}", f"a number >= {low}")
+            if value is None and name in ("steps", "budget"):
+                continue
+            right = isinstance(value, int if name in whole else int | float) and not isinstance(value, bool)
+            if not right or not (least <= value < math.inf):
+                raise ParameterError(
+                    f"{name}={value!r}", f"a {'whole ' * (name in whole)}number >= {least}", "Change it"
+                )
         for name in ("ema", "validation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ParameterError(f"{name}={getattr(self, name)!r}", "a share: 0 <= share < 1")
+            if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
+                raise ParameterError(f"{name}={getattr(self, name)!r}", "a share: 0 <= share < 1", "Change it")
+        if self.resume and self.checkpoint is None:
+            raise ParameterError(
+                "resume=True without a checkpoint", "checkpoint=FOLDER", "Name the folder to resume from"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What a resumed run must share with the first one."""
+        return {name: value for name, value in vars(self).items() if name not in ("checkpoint", "every", "resume")}
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at a step."""
@@ -142,6 +168,7 @@ class _Run:
         self.probe = int(torch.randint(2**62, (1,), generator=generator))
         self.objective: list[float] = []
         self.validation: list[float] = []
+        self.recent: list[float] = []
         self.waited = 0
         self.average = self._weights() if plan.ema else {}
         self.best = self._weights()
@@ -172,9 +199,10 @@ class _Run:
                 group.update(lr=rate * player.rate, weight_decay=self.plan.weight_decay)
             gradients = torch.autograd.grad(loss, player.parameters, allow_unused=True)
             for parameter, gradient in zip(player.parameters, gradients, strict=True):
-                parameter.grad = gradient
-            if self.plan.clip:
-                nn.utils.clip_grad_norm_(player.parameters, self.plan.clip)
+                parameter.grad = None if gradient is None else gradient.contiguous()
+            norm = nn.utils.clip_grad_norm_(player.parameters, self.plan.clip or math.inf)
+            if not math.isfinite(float(norm)):
+                return math.nan
             player.optimiser.step()
         for player in self.players:
             player.optimiser.zero_grad(set_to_none=True)
@@ -189,12 +217,12 @@ class _Run:
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
 
-    def evaluate(self, data: Tensor, recent: float) -> bool:
+    def evaluate(self, data: Tensor) -> bool:
         """Scores the held-out rows with the same draws each time, keeps the best state; whether to go on."""
-        self.objective.append(-recent)
+        self.objective.append(-math.fsum(self.recent) / len(self.recent))
         current = self._weights()
         if not len(self.held):
-            self.best = dict(self.average) or current
+            self.best = {name: value.clone() for name, value in (self.average or current).items()}
             return True
         if self.average:
             self.model.load_state_dict(self.average)
@@ -218,50 +246,66 @@ class _Run:
         for i, player in enumerate(self.players):
             for j, state in player.optimiser.state_dict()["state"].items():
                 flat |= {f"adam.{i}.{j}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        flat |= {"generator": self.generator.get_state(), "order": self.order, "rows": self.rows, "held": self.held}
-        return flat
+        own = {"generator": self.generator.get_state(), "order": self.order, "rows": self.rows, "held": self.held}
+        return flat | {f"of.{name}": value for name, value in own.items()}
 
     def facts(self) -> dict[str, Any]:
-        names = ("step", "steps", "cursor", "probe", "objective", "validation", "waited")
-        return {name: getattr(self, name) for name in names} | {"plan": asdict(self.plan)}
+        return {name: getattr(self, name) for name in _FACTS} | {"plan": self.plan.facts()}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        if facts["plan"] != asdict(self.plan):
-            raise StoreError(
-                f"The checkpoint was made with {facts['plan']}", f"{asdict(self.plan)}", "Use the same options"
-            )
-        for name in ("step", "steps", "cursor", "probe", "objective", "validation", "waited"):
+        """Takes over a saved state, or raises StoreError and changes nothing."""
+        if facts.get("plan") != self.plan.facts():
+            came = f"The checkpoint was made with {facts.get('plan')}"
+            raise StoreError(came, f"{self.plan.facts()}", "Use the same options")
+        part: dict[str, dict[str, Tensor]] = {head: {} for head in ("now", "best", "average", "adam", "of")}
+        for name, value in tensors.items():
+            head, _, rest = name.partition(".")
+            part.get(head, {})[rest] = value
+        shapes = {name: value.shape for name, value in self.model.state_dict().items()}
+        for head in ("now", "best") + ("average",) * bool(self.plan.ema):
+            if {name: value.shape for name, value in part[head].items()} != shapes:
+                raise StoreError(
+                    f"The checkpoint's {head} state is of another model", "one of the same shape", "Fit anew"
+                )
+        if set(part["of"]) != {"generator", "order", "rows", "held"} or not set(_FACTS) <= set(facts):
+            raise StoreError("The checkpoint lacks part of its state", "a whole checkpoint", "Fit anew")
+        optimisers = [self._adam(i, part["adam"]) for i in range(len(self.players))]
+        for name in _FACTS:
             setattr(self, name, facts[name])
-        part = {
-            head: {k.removeprefix(f"{head}."): v for k, v in tensors.items() if k.startswith(f"{head}.")}
-            for head in ("now", "best", "average", "adam")
-        }
         self.model.load_state_dict(part["now"])
         self.best, self.average = part["best"], part["average"]
-        self.order, self.rows, self.held = tensors["order"], tensors["rows"], tensors["held"]
-        self.generator.set_state(tensors["generator"])
-        for i, player in enumerate(self.players):
-            state: dict[int, dict] = {}
-            for name, value in part["adam"].items():
-                place, j, key = name.split(".")
-                if int(place) == i:
-                    state.setdefault(int(j), {})[key] = value
+        self.order, self.rows, self.held = (part["of"][name] for name in ("order", "rows", "held"))
+        self.generator.set_state(part["of"]["generator"])
+        for player, state in zip(self.players, optimisers, strict=True):
             player.optimiser.load_state_dict({**player.optimiser.state_dict(), "state": state})
+
+    def _adam(self, i: int, saved: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """The optimiser state of player i, with its shapes checked."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in saved.items():
+            place, j, key = name.split(".")
+            if place == str(i):
+                state.setdefault(int(j), {})[key] = value
+        for j, moments in state.items():
+            shape = self.players[i].parameters[j].shape if j < len(self.players[i].parameters) else None
+            if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != shape:
+                raise StoreError("The checkpoint's optimiser is of another model", "one of the same shape", "Fit anew")
+        return state
 
     def pilot(self, data: Tensor, budget: float) -> int:
         """How many steps fit into a budget: a few are timed and undone."""
         before, facts = {k: v.clone() for k, v in self.tensors().items()}, self.facts()
-        self.steps = 1000
-        for _ in range(3):
-            self.take_step(data)
-        began, timed = time.perf_counter(), 0
-        while timed < 5 or (time.perf_counter() - began < 0.02 * budget and timed < 200):
-            self.take_step(data)
-            timed += 1
-        seconds = (time.perf_counter() - began) / timed
-        for player in self.players:
-            player.optimiser.state.clear()
-        self.restore(before, facts)
+        self.steps, timed = 1000, 0
+        try:
+            for _ in range(3):
+                self.take_step(data)
+            began = time.perf_counter()
+            while timed < 5 or (time.perf_counter() - began < 0.02 * budget and timed < 200):
+                self.take_step(data)
+                timed += 1
+            seconds = (time.perf_counter() - began) / timed
+        finally:
+            self.restore(before, facts)
         return max(1, int(0.95 * budget / seconds))
 
 
@@ -272,62 +316,57 @@ def train(
     plan: Schedule,
     *,
     generator: torch.Generator,
-    checkpoint: str | PathLike | None = None,
-    every: int = 500,
-    resume: bool = False,
     progress: bool | None = None,
 ) -> FitReport:
-    """Trains a model in place and leaves it in its best state.
+    """Trains a model in place and leaves it in its best state, whatever ends the training.
 
     Arguments:
         model: Whose state is saved and restored; it holds every player's parameters.
         data: Pre-split rows, (n, ...), in the dtype the losses want.
-        checkpoint: A folder for the whole training state, written every so many steps.
-        resume: Go on from that checkpoint: the same bits as an unbroken run.
 
     Raises:
-        FitError: at the first non-finite objective; ``step`` names it, the model keeps its best state.
-        StoreError: a checkpoint of other data or options, damaged, or missing.
+        FitError: at the first non-finite objective or gradient; ``step`` names it.
+        StoreError: a checkpoint of other data or options, damaged, missing, or not writable.
 
     Ctrl-C keeps the best state and returns.
     """
-    if resume and checkpoint is None:
-        raise ParameterError("resume=True without a checkpoint", "checkpoint=FOLDER")
-    began = time.perf_counter()
-    run = _Run(model, players, len(data), generator, plan)
+    began, budget = time.perf_counter(), 60.0 if plan.budget is None else plan.budget
     digest = int(row_hash(row_hash(data).view("int64")[None])[0])
-    if resume:
-        _load(run, checkpoint, digest)
-    elif plan.steps is None:
-        run.steps = run.pilot(data, 60.0 if plan.budget is None else plan.budget)
-    with Progress(type(model).__name__, run.steps, progress, plan.batch_size) as bar:
-        bar.done = run.step
-        stopped = _loop(run, data, bar, _saver(run, checkpoint, every, digest))
-    model.load_state_dict(run.best)
-    notes = () if plan.steps else (f"budget {plan.budget or 60.0:g} s = {run.steps} steps by a pilot",)
+    run = _Run(model, players, len(data), generator, plan)
+    if plan.resume:
+        _load(run, plan.checkpoint, digest)
+    elif plan.checkpoint is not None:
+        store.check_folder(plan.checkpoint, "checkpoint")
+    stopped = "interrupted"
+    try:
+        if not plan.resume and plan.steps is None:
+            run.steps = run.pilot(data, budget)
+        with Progress(type(model).__name__, run.steps, progress, plan.batch_size) as bar:
+            bar.begin(run.step)
+            stopped = _loop(run, data, bar, _saver(run, plan, digest))
+    except KeyboardInterrupt:
+        pass
+    finally:
+        model.load_state_dict(run.best)
+    notes = () if plan.steps else (f"budget {budget:g} s = {run.steps} steps by a pilot",)
     seconds = time.perf_counter() - began
     return FitReport(tuple(run.objective), run.step, stopped, seconds, 0, tuple(run.validation), notes=notes)
 
 
 def _loop(run: _Run, data: Tensor, bar: Progress, save: Callable[[], None]) -> str:
-    recent: list[float] = []
     marks = set(_marks(run.steps, run.plan.evaluations))
-    try:
-        while run.step < run.steps:
-            loss = run.take_step(data)
-            if not math.isfinite(loss):
-                run.model.load_state_dict(run.best)
-                raise FitError(
-                    f"The objective became {-loss} at step {run.step}", "finite numbers",
-                    "The model keeps its best state so far; try a smaller learning_rate or clip", step=run.step,
-                )  # fmt: skip
-            recent = [*recent[-99:], loss]
-            bar.advance(1, f"{-loss:.3f} nats")
-            if run.step in marks and not run.evaluate(data, math.fsum(recent) / len(recent)):
-                return "early stopping"
-            save()
-    except KeyboardInterrupt:
-        return "interrupted"
+    while run.step < run.steps:
+        loss = run.take_step(data)
+        if not math.isfinite(loss):
+            raise FitError(
+                f"The objective or its gradient became {-loss} at step {run.step}", "finite numbers",
+                "The model keeps its best state so far; try a smaller learning_rate or clip", step=run.step,
+            )  # fmt: skip
+        run.recent = [*run.recent[-99:], loss]
+        bar.advance(1, f"{-loss:.3f} nats")
+        if run.step in marks and not run.evaluate(data):
+            return "early stopping"
+        save()
     return "steps"
 
 
@@ -338,15 +377,14 @@ def _marks(steps: int, evaluations: int) -> Iterator[int]:
         yield max(1, round(steps * i / evaluations))
 
 
-def _saver(run: _Run, folder: str | PathLike | None, every: int, digest: int) -> Callable[[], None]:
-    if folder is None:
+def _saver(run: _Run, plan: Schedule, digest: int) -> Callable[[], None]:
+    if plan.checkpoint is None:
         return lambda: None
+    folder, about = plan.checkpoint, {"format": store.FORMAT, "what": "checkpoint", "data": digest}
 
     def save() -> None:
-        if run.step % every == 0 or run.step == run.steps:
-            store.write(
-                folder, run.tensors(), {"format": store.FORMAT, "what": "checkpoint", "data": digest, **run.facts()}
-            )
+        if run.step % plan.every == 0 or run.step == run.steps:
+            store.write(folder, run.tensors(), {**about, **run.facts()})
 
     return save
 
@@ -354,7 +392,9 @@ def _saver(run: _Run, folder: str | PathLike | None, every: int, digest: int) ->
 def _load(run: _Run, folder: str | PathLike | None, digest: int) -> None:
     card, tensors = store.read(Path(folder or ""))
     if card.get("what") != "checkpoint":
-        raise StoreError(f"{folder} holds {card.get('what', 'something else')}", "a training checkpoint")
-    if card["data"] != digest:
-        raise StoreError(f"The checkpoint in {folder} belongs to other data", "the rows it was made with")
+        raise StoreError(
+            f"{folder} holds a {card.get('what')}", "a training checkpoint", "Name the checkpoint's folder"
+        )
+    if card.get("data") != digest:
+        raise StoreError(f"The checkpoint in {folder} belongs to other data", "the rows it was made with", "Fit anew")
     run.restore(tensors, card)

@@ -642,7 +642,7 @@ def test_after_the_m_step_the_expected_penalised_log_likelihood_is_stationary(na
     e = MADE[name]()
     x, _ = draws(e)
     w = weights(len(x))
-    m_step(e, x, w)
+    m_step(e, x, w, sweeps=300 if name.startswith("histogram") else 1)  # a histogram shares rows with its background
     objective(e, x, w).backward()
     for parameter in e.parameters():
         gradient = parameter.grad[parameter.isfinite()]

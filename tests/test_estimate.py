@@ -127,7 +127,9 @@ def test_elbo_below_iwae_below_more_iwae_below_the_truth(guide):
     steps = [by(model, x, generator=generator(i)).nats for i, by in enumerate(rungs)] + [model.exact(x)]
     for low, high in itertools.pairwise(steps):
         assert z_of(low - high) < CRITICAL
-        assert z_of(high - low) > CRITICAL  # planted: the same test refuses the order turned round
+        assert (
+            z_of(high - low + 0.02) > CRITICAL
+        )  # planted: the same test refuses the order turned round, and 0.02 nats
 
 
 def test_the_elbo_is_the_closed_form_minus_the_divergence():

@@ -62,8 +62,10 @@ class Categorical(Emission):
     def maximise(self, statistics: Statistics) -> list[int]:
         counts = statistics["counts"] + self.smoothing * self.margin
         total = counts.sum(-1, keepdim=True)
-        self.logits.copy_(torch.where(total > 0, counts.log() - total.log(), self.logits))
-        return (statistics["counts"].sum((1, 2)) <= 1e-8).nonzero()[:, 0].tolist()
+        empty = statistics["counts"].sum((1, 2)) <= 1e-8
+        known = (total > 0) & ~empty[:, None, None]
+        self.logits.copy_(torch.where(known, counts.log() - total.log(), self.logits))
+        return empty.nonzero()[:, 0].tolist()
 
     def penalty(self) -> Tensor:
         prior = self.smoothing * self.margin

@@ -21,21 +21,29 @@ def _log1mexp(x: Tensor) -> Tensor:
     return torch.where(x < math.log(2), torch.log(-torch.expm1(-x)), torch.log1p(-torch.exp(-x)))
 
 
-def logistic_mass(a: Tensor, b: Tensor) -> Tensor:
-    """log(sigmoid(b) - sigmoid(a)) for a < b: log s(b) + log s(-a) + log(1 - e^(a-b)), stable in both tails."""
-    return nn.functional.logsigmoid(b) + nn.functional.logsigmoid(-a) + _log1mexp(b - a)
+def logistic_mass(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+    """log(sigmoid(b) - sigmoid(a)), width = b - a: log s(b) + log s(-a) + log(1 - e^-width), stable in both tails."""
+    return nn.functional.logsigmoid(b) + nn.functional.logsigmoid(-a) + _log1mexp(width)
 
 
-def normal_mass(a: Tensor, b: Tensor) -> Tensor:
-    """log(Phi(b) - Phi(a)) for a < b, taken in the lower tail, where nothing cancels."""
+def normal_mass(a: Tensor, b: Tensor, width: Tensor) -> Tensor:
+    """log(Phi(b) - Phi(a)), width = b - a, taken in the lower tail, where nothing cancels.
+
+    A cell far narrower than the scale has its midpoint density times its width, with the next term of the series.
+    """
     flip = a + b > 0
     low, high = torch.where(flip, -b, a), torch.where(flip, -a, b)
     log_high, log_low = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
     tiny = torch.finfo(a.dtype).tiny
-    return log_high + _log1mexp((log_high - log_low).clamp(min=tiny))
+    wide = log_high + _log1mexp((log_high - log_low).clamp(min=tiny))
+    small = width < _NARROW
+    middle = torch.where(small, (a + b) / 2, 0.0)
+    bend = torch.log1p(width.clamp(max=_NARROW).square() * (middle.square() - 1) / 24)
+    return torch.where(small, width.log() - 0.5 * middle.square() - 0.5 * math.log(2 * math.pi) + bend, wide)
 
 
-_ENDS = 1e6
+_NARROW = 1e-4
+_FAR = 1e6  # in standard units beyond the other edge: the tail there is 0 in float64
 _MASS = {"normal": normal_mass, "logistic": logistic_mass}
 
 
@@ -64,19 +72,25 @@ class Discretised(dist.TorchDistribution):
     def support(self) -> constraints.Constraint:
         return constraints.real if self.levels is None else constraints.integer_interval(0, self.levels - 1)
 
-    def edges(self, x: Tensor, ends: float = math.inf) -> tuple[Tensor, Tensor]:
-        """The cell around x in standard units; end cells reach to -ends and ends."""
+    def edges(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The cell around x in standard units; the end cells reach to infinity."""
         low = (x - self.step / 2 - self.loc) / self.scale
         high = (x + self.step / 2 - self.loc) / self.scale
         if self.levels is not None:
-            low = torch.where(x <= 0, -ends, low)
-            high = torch.where(x >= self.levels - 1, ends, high)
+            low = torch.where(x <= 0, -math.inf, low)
+            high = torch.where(x >= self.levels - 1, math.inf, high)
         return low, high
 
     def log_prob(self, value: Tensor) -> Tensor:
-        # beyond these ends the tail is 0 in float64, and gradients stay free of inf - inf
-        a, b = self.edges(value.to(self.loc.dtype), ends=_ENDS)
-        return _MASS[self.base](a, b)
+        x = value.to(self.loc.dtype)
+        a, b = (x - self.step / 2 - self.loc) / self.scale, (x + self.step / 2 - self.loc) / self.scale
+        width = self.step / self.scale
+        if self.levels is not None:  # far but finite ends keep gradients free of inf - inf
+            first, last = x <= 0, x >= self.levels - 1
+            a = torch.where(first, b.detach().clamp(max=0) - _FAR, a)
+            b = torch.where(last, a.detach().clamp(min=0) + _FAR, b)
+            width = torch.where(first | last, _FAR, width)
+        return _MASS[self.base](a, b, width)
 
     def quantise(self, y: Tensor) -> Tensor:
         """The cell that a draw of the base falls into."""

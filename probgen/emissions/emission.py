@@ -26,6 +26,7 @@ class Emission(nn.Module, abc.ABC):
 
     width: int
     states: int
+    filler = 0.0  # a value of the support, standing where a cell is missing and masked
 
     def with_states(self, states: int) -> Self:
         """The same emission for K states, with parameters still to be set."""
@@ -49,7 +50,11 @@ class Emission(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def maximise(self, statistics: Statistics) -> list[int]:
-        """Sets the parameters; returns the states without data, which keep theirs."""
+        """Sets the parameters; returns the states without data, which keep theirs.
+
+        Raises:
+            FitError: a state's data leave a parameter undefined.
+        """
 
     @property
     @abc.abstractmethod
@@ -79,7 +84,7 @@ class Emission(nn.Module, abc.ABC):
                     "log_prob integrates them out",
                 )
             seen = ~x.isnan()
-            return pyro.sample(name, cells.mask(seen).to_event(1), obs=torch.nan_to_num(x))
+            return pyro.sample(name, cells.mask(seen).to_event(1), obs=torch.where(seen, x, self.filler))
         event_dims = len(cells.batch_shape) - state.ndim
         return pyro.sample(name, cells.to_event(event_dims), obs=x)
 

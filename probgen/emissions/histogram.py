@@ -9,6 +9,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from probgen.emissions.emission import Emission, Statistics
+from probgen.errors import ParameterError
 
 __all__ = ["Histogram", "HistogramDensity"]
 
@@ -48,24 +49,30 @@ class HistogramDensity(dist.TorchDistribution):
             return ((x - centre + half) / (2 * half)).clamp(0, 1)
         return 0.5 + torch.atan((x - centre) / half) / math.pi
 
-    def _background(self, x: Tensor) -> Tensor:
+    def hits(self, x: Tensor) -> Tensor:
+        """What a unit of each bin's mass gives x: 1 / width inside it, or the covered share; shape (..., B)."""
+        low, high = self.edges[..., :-1], self.edges[..., 1:]
+        width = (high - low).clamp(min=1e-300)
+        if self.step is not None:
+            down, up = x[..., None] - self.step / 2, x[..., None] + self.step / 2
+            return (torch.minimum(high, up) - torch.maximum(low, down)).clamp(min=0) / width
+        # a value on the very last edge belongs to the last bin that has a width
+        last = (high == self.edges[..., -1:]) & (x[..., None] == high)
+        return ((x[..., None] >= low) & ((x[..., None] < high) | last) & (high > low)) / width
+
+    def background(self, x: Tensor) -> Tensor:
+        """Density of the background at x, or its mass on the interval around x."""
         centre, half = self._middle()
         if self.bounded:
             return ((x - centre).abs() <= half) / (2 * half)
-        return 1 / (math.pi * half * (1 + ((x - centre) / half).square()))
+        if self.step is None:
+            return 1 / (math.pi * half * (1 + ((x - centre) / half).square()))
+        a, b = (x - self.step / 2 - centre) / half, (x + self.step / 2 - centre) / half
+        return torch.atan2(self.step / half, 1 + a * b) / math.pi  # the difference of two arcs, without cancellation
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self.step is not None:
-            low, high = value - self.step / 2, value + self.step / 2
-            return (self.cdf(high) - self.cdf(low)).clamp(min=1e-300).log()
-        low, high = self.edges[..., :-1], self.edges[..., 1:]
-        last = high == self.edges[..., -1:]
-        hit = (
-            (value[..., None] >= low) & ((value[..., None] < high) | (last & (value[..., None] == high))) & (high > low)
-        )
-        # a value on the very last edge belongs to the last bin that has a width
-        height = (hit * self.mass / (high - low).clamp(min=1e-300)).sum(-1)
-        return ((1 - self.tail) * height + self.tail * self._background(value)).log()
+        height = (self.hits(value) * self.mass).sum(-1)
+        return ((1 - self.tail) * height + self.tail * self.background(value)).log()
 
     def icdf(self, u: Tensor) -> Tensor:
         """Quantiles by bisection."""
@@ -104,6 +111,8 @@ class Histogram(Emission):
     impossible.
     """
 
+    filler = 0.5
+
     def __init__(
         self,
         width: int = 1,
@@ -112,6 +121,8 @@ class Histogram(Emission):
         states: int = 1,
     ) -> None:
         super().__init__()
+        if support not in ("real", "positive", "unit") or (step is not None and support != "real"):
+            raise ParameterError(f"support={support!r}, step={step}", "real, positive or unit; a step only with real")
         self.width, self.support, self.step, self.states = width, support, step, states
         bins = _BINS[-1]
         self.logits = nn.Parameter(torch.zeros(states, width, bins, dtype=torch.float64))
@@ -129,7 +140,7 @@ class Histogram(Emission):
 
     def log_prob(self, x: Tensor) -> Tensor:
         seen = ~x.isnan()
-        filled = torch.where(seen, x, 0.5)
+        filled = torch.where(seen, x, self.filler)
         nats = self.density().log_prob(self._inner(filled)[:, None])
         if self.support == "positive":
             nats = nats - filled.log()[:, None]
@@ -169,6 +180,7 @@ class Histogram(Emission):
             edges.append(self._choose_edges(seen))
             tails.append(1 / (len(seen) + 1))
         self.edges, self.tail = torch.stack(edges), torch.tensor(tails, dtype=torch.float64)
+        self.logits.copy_(self._used().to(torch.float64).log().expand_as(self.logits))
 
     def _choose_edges(self, x: Tensor) -> Tensor:
         """Equal bins over the data's range, as many as leave-one-out likes best; the rest have width zero."""
@@ -193,23 +205,31 @@ class Histogram(Emission):
         return float((counts * density).sum())
 
     def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
-        inner = torch.nan_to_num(self._inner(x))
-        place = torch.searchsorted(self.edges[:, 1:].contiguous(), inner.T.contiguous(), right=True).T
-        used = (self.edges[:, 1:] > self.edges[:, :-1]).sum(-1)
-        place = torch.minimum(place, used - 1)
-        seen = (~x.isnan()).to(weights.dtype)
-        counts = torch.zeros(self.width * _BINS[-1], weights.shape[1], dtype=weights.dtype)
-        flat = (place + torch.arange(self.width) * _BINS[-1]).reshape(-1)
-        counts.index_add_(0, flat, (seen[..., None] * weights[:, None]).reshape(-1, weights.shape[1]))
-        return {"counts": counts.T.reshape(-1, self.width, _BINS[-1])}
+        """Expected rows in each bin, given that a row may also come from the background."""
+        seen = ~x.isnan()
+        inner, density = self._inner(torch.where(seen, x, self.filler))[:, None], self.density()
+        shares = (1 - density.tail[..., None]) * density.mass * density.hits(inner)
+        total = shares.sum(-1, keepdim=True) + (density.tail * density.background(inner))[..., None]
+        return {"counts": torch.einsum("nk,nd,nkdb->kdb", weights, seen.to(x.dtype), shares / total)}
+
+    def _used(self) -> Tensor:
+        return self.edges[:, 1:] > self.edges[:, :-1]
 
     @torch.no_grad()
     def maximise(self, statistics: Statistics) -> list[int]:
-        used = self.edges[:, 1:] > self.edges[:, :-1]
-        counts = statistics["counts"] + used / used.sum(-1, keepdim=True)
-        self.logits.copy_(torch.where(used, counts.log(), -torch.inf))
-        return (statistics["counts"].sum((1, 2)) <= 1e-8).nonzero()[:, 0].tolist()
+        used, counts = self._used(), statistics["counts"]
+        smooth = counts + used / used.sum(-1, keepdim=True)
+        empty = counts.sum((1, 2)) <= 1e-8
+        fresh = torch.where(used, smooth.log(), -torch.inf)
+        self.logits.copy_(torch.where(empty[:, None, None], self.logits, fresh))
+        return empty.nonzero()[:, 0].tolist()
+
+    def penalty(self) -> Tensor:
+        """One pseudo-observation a cell and state, spread over the bins."""
+        used = self._used()
+        masses = self.logits.log_softmax(-1)
+        return torch.where(used, masses / used.sum(-1, keepdim=True), 0.0).sum()
 
     @property
     def n_params(self) -> int:
-        return self.states * int(((self.edges[:, 1:] > self.edges[:, :-1]).sum(-1) - 1).sum())
+        return self.states * int((self._used().sum(-1) - 1).sum())

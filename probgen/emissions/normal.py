@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probgen.emissions.emission import Emission, Statistics
-from probgen.errors import ParameterError
+from probgen.errors import FitError, ParameterError
 
 __all__ = ["LogNormal", "Normal"]
 
@@ -63,41 +63,23 @@ class Normal(Emission):
         if self.matrix and x.isnan().any():
             return self._by_pattern(x)
         if self.matrix:
-            return self._whitened(x)
+            return _whitened(x, self.loc, self.scale())
         seen = ~x.isnan()
         scale = self.scale()
         z = torch.nan_to_num(x[:, None] - self.loc) / scale
         constant = seen.to(x.dtype) @ (scale.log() + 0.5 * _LOG_2PI).T
         return -0.5 * z.square().sum(-1) - constant
 
-    def _whitened(self, x: Tensor) -> Tensor:
-        """log N(x; loc, L L') for all states in one matrix product: |L^-1 (x - loc)|^2."""
-        factors = self.scale()
-        eye = torch.eye(self.dim, dtype=x.dtype).expand_as(factors)
-        inverse = torch.linalg.solve_triangular(factors, eye, upper=False)
-        centre = x.mean(0)
-        shift = (inverse @ (self.loc - centre)[..., None]).reshape(-1)
-        z = torch.addmm(-shift, x - centre, inverse.reshape(-1, self.dim).T)
-        squares = z.square_().reshape(len(x), self.states, self.dim).sum(-1) if not z.requires_grad else None
-        if squares is None:
-            squares = z.square().reshape(len(x), self.states, self.dim).sum(-1)
-        log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * (squares + self.dim * _LOG_2PI) - log_det
-
     def _by_pattern(self, x: Tensor) -> Tensor:
         """Each pattern of observed cells has its own marginal normal."""
+        factors = self.scale()
         out = torch.zeros(len(x), self.states, dtype=x.dtype)
         for seen, rows in _patterns(x):
             if seen.any():
-                out[rows] = self._marginal(seen)._whitened(x[rows][:, seen])
+                part = factors[:, seen]
+                marginal = torch.linalg.cholesky(part @ part.mT)
+                out = out.index_add(0, rows, _whitened(x[rows][:, seen], self.loc[:, seen], marginal))
         return out
-
-    def _marginal(self, seen: Tensor) -> "Normal":
-        part = Normal(int(seen.sum()), "full", states=self.states)
-        factors = self.scale()[:, seen]
-        part.loc.data = self.loc[:, seen].detach()
-        part._set_factor(torch.linalg.cholesky(factors @ factors.mT).detach())
-        return part
 
     def cells(self, state: Tensor) -> dist.TorchDistribution:
         if self.matrix:
@@ -188,7 +170,14 @@ class Normal(Emission):
         values, vectors = torch.linalg.eigh(covariance / scale / scale[:, None])
         if (values < self.floor).any():
             covariance = (vectors * values.clamp(min=self.floor)[..., None, :]) @ vectors.mT * scale * scale[:, None]
-        return torch.linalg.cholesky(covariance)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed.any():
+            raise FitError(
+                "A covariance collapsed: a component sits on too few distinct rows",
+                "a floor above 0, or fewer components",
+                f"Normal(..., floor=1e-6) instead of floor={self.floor}",
+            )
+        return factor
 
     def _set_factor(self, factor: Tensor) -> None:
         raw = factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log())
@@ -203,6 +192,18 @@ class Normal(Emission):
         )
 
 
+def _whitened(x: Tensor, loc: Tensor, factors: Tensor) -> Tensor:
+    """log N(x; loc, L L') for all states in one matrix product: |L^-1 (x - loc)|^2."""
+    states, dim = loc.shape
+    inverse = torch.linalg.solve_triangular(factors, torch.eye(dim, dtype=x.dtype).expand_as(factors), upper=False)
+    centre = loc.mean(0)
+    shift = (inverse @ (loc - centre)[..., None]).reshape(-1)
+    z = torch.addmm(-shift, x - centre, inverse.reshape(-1, dim).T)
+    squares = (z.square() if z.requires_grad else z.square_()).reshape(len(x), states, dim).sum(-1)
+    log_det = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (squares + dim * _LOG_2PI) - log_det
+
+
 def _patterns(x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Distinct patterns of observed cells, each with its rows."""
     patterns, inverse = (~x.isnan()).unique(dim=0, return_inverse=True)
@@ -211,6 +212,8 @@ def _patterns(x: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 class LogNormal(Normal):
     """Positive cells whose logarithms are normal; arguments as of Normal."""
+
+    filler = 1.0
 
     def log_prob(self, x: Tensor) -> Tensor:
         return super().log_prob(x.log()) - torch.nan_to_num(x.log()).sum(-1, keepdim=True)

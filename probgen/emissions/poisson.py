@@ -1,5 +1,7 @@
 """Counts."""
 
+import math
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,18 @@ from torch import Tensor, nn
 from probgen.emissions.emission import Emission, Statistics
 
 __all__ = ["Poisson"]
+
+
+def poisson_log_prob(k: Tensor, log_rate: Tensor) -> Tensor:
+    """log Poisson(k; rate) without cancellation at large counts: Loader (2000), a saddle-point expansion."""
+    rate, big = log_rate.exp(), k.clamp(min=1000.0)
+    v = (big - rate) / (big + rate)
+    terms = torch.stack([v ** (2 * j + 1) / (2 * j + 1) for j in range(1, 9)]).sum(0)
+    near = (big - rate) * v + 2 * big * terms
+    deviance = torch.where(v.abs() < 0.1, near, big * (big.log() - log_rate) + rate - big)
+    stirling = 1 / (12 * big) - 1 / (360 * big**3)
+    large = -0.5 * torch.log(2 * math.pi * big) - stirling - deviance
+    return torch.where(k < 1000, k * log_rate - rate - torch.lgamma(k + 1), large)
 
 
 class Poisson(Emission):
@@ -24,8 +38,8 @@ class Poisson(Emission):
 
     def log_prob(self, x: Tensor) -> Tensor:
         seen, k = ~x.isnan(), torch.nan_to_num(x)
-        rate = seen.to(x.dtype) @ self.log_rate.exp().T
-        return k @ self.log_rate.T - rate - torch.where(seen, torch.lgamma(k + 1), 0.0).sum(-1, keepdim=True)
+        nats = poisson_log_prob(k[:, None], self.log_rate)
+        return torch.where(seen[:, None], nats, 0.0).sum(-1)
 
     def cells(self, state: Tensor) -> dist.TorchDistribution:
         return dist.Poisson(self.log_rate[state].exp())

@@ -29,8 +29,11 @@ class Ladder:
     rungs: tuple[int, ...] = (500, 2000, 8000)
 
     def __post_init__(self) -> None:
-        if not self.rungs or min(self.rungs) < 2 or list(self.rungs) != sorted(set(self.rungs)):
-            raise ParameterError(f"rungs={self.rungs}", "rising numbers of draws, such as (500, 2000, 8000)")
+        rungs = self.rungs
+        whole = isinstance(rungs, tuple | list) and all(type(r) is int or isinstance(r, np.integer) for r in rungs)
+        if not whole or not rungs or min(rungs) < 2 or list(rungs) != sorted(set(rungs)):
+            raise ParameterError(f"rungs={rungs!r}", "rising numbers of draws, such as (500, 2000, 8000)")
+        object.__setattr__(self, "rungs", tuple(map(int, rungs)))
 
     def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
         if refusal := refuse_without_guide(model, len(x), self):

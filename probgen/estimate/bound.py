@@ -1,5 +1,6 @@
 """Lower bounds by importance sampling from the guide: ELBO and IWAE, and the pilot that says when to trust an error."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ class IWAE:
 
 
 def _at_least(samples: int, least: int) -> None:
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < least:
+    if isinstance(samples, bool) or not isinstance(samples, int | np.integer) or samples < least:
         raise ParameterError(f"samples={samples!r}", f"a whole number of draws, at least {least}")
 
 
@@ -132,7 +133,7 @@ class Weights:
     @staticmethod
     def _noise(streams: np.ndarray, samples: int, dim: int, salt: str) -> Tensor:
         private = torch.Generator()
-        shift = int.from_bytes(salt.encode().ljust(8)[:8], "little")
+        shift = int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little")
         keys = row_hash((streams ^ np.uint64(shift)).view(np.int64)[:, None])
         draws = [torch.randn(samples, dim, generator=private.manual_seed(int(key))) for key in keys]
         return torch.stack(draws, dim=1)
@@ -142,16 +143,18 @@ def log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """log of the mean weight and its delta-method standard error, from (S, n)."""
     samples = len(log_w)
     total = log_w.logsumexp(0)
-    shares = torch.where(total.isfinite(), (log_w - total).exp(), 1 / samples)
+    shares = torch.where(total.isfinite(), (log_w - total).exp(), 0.0)
     error = (samples / (samples - 1) * (shares - 1 / samples).square().sum(0)).sqrt()
-    return total - math.log(samples), error
+    return total - math.log(samples), torch.where(total.isfinite(), error, math.nan)
 
 
 def quality(log_w: Tensor) -> tuple[Tensor, Tensor]:
     """Effective sample size and Pareto k of each row, from (S, n)."""
     total = log_w.logsumexp(0)
-    shares = torch.where(total.isfinite(), (log_w - total).exp(), 1 / len(log_w))
-    return 1 / shares.square().sum(0), pareto_k(log_w)
+    missed = ~total.isfinite()  # no draw hit the posterior: nothing is known
+    shares = torch.where(missed, 1.0, (log_w - total).exp())
+    ess = torch.where(missed, 0.0, 1 / shares.square().sum(0))
+    return ess, torch.where(missed, math.inf, pareto_k(log_w))
 
 
 def reliable(ess: Tensor, k: Tensor, samples: int) -> Tensor:
@@ -171,10 +174,10 @@ def pareto_k(log_w: Tensor) -> Tensor:
     log_w = torch.nan_to_num(log_w, neginf=-1e300)
     top = log_w.topk(tail + 1, dim=0).values.flip(0)  # ascending; the first is the threshold
     y = ((top[1:] - top[-1]).exp() - (top[0] - top[-1]).exp()).T  # (n, tail), ascending
-    flat = y[:, -1] <= 0
+    flat = y[:, -1] <= 1e-4  # the largest weights are as good as equal: there is no tail
     y = torch.where(flat[:, None], 1.0, y).clamp(min=1e-300)
     grid = 30 + int(math.sqrt(tail))
-    quarter = y[:, int(tail / 4 + 0.5) - 1, None].clamp(min=1e-12)
+    quarter = y[:, int(tail / 4 + 0.5) - 1, None].clamp(min=1e-300)
     places = 1 - torch.sqrt(grid / (torch.arange(1, grid + 1, dtype=y.dtype) - 0.5))
     b = places / (3 * quarter) + 1 / y[:, -1:]
     k = _mean_log(b, y)

@@ -73,7 +73,7 @@ def kinds_of_rows(kinds: Any, n: int) -> np.ndarray:
     """One Kind a row from one for all, or from n."""
     rows = np.empty(n, dtype=object)
     if not isinstance(kinds, str) and len(kinds) != n:
-        raise ParameterError(f"{len(kinds)} kinds for {n} rows", f"one Kind, or {n} of them", "Give one kind for all rows")
+        raise ParameterError(f"{len(kinds)} kinds for {n} rows", f"one Kind, or {n}", "Give one kind for all rows")
     try:
         rows[:] = Kind(kinds) if isinstance(kinds, str) else [Kind(kind) for kind in kinds]
     except ValueError as problem:

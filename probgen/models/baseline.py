@@ -21,6 +21,8 @@ __all__ = ["GaussianCopula", "Independent"]
 def _margin(event: Event) -> emissions.Emission | str:
     """One emission for the cells of one observation (or of one step), histograms for reals."""
     if isinstance(event, Table):
+        if rounded := [n for n, c in event.columns.items() if isinstance(c, Real) and c.positive and c.resolution]:
+            return f"no histogram here is both positive and rounded: column {rounded[0]!r}"
         return emissions.Product({name: _column(column) for name, column in event.columns.items()})
     if isinstance(event, Series):
         event = event.step
@@ -41,9 +43,10 @@ def _column(column: object) -> emissions.Emission:
         return emissions.Categorical(len(column.levels))
     if isinstance(column, Count):
         return emissions.Poisson()
-    assert_real = column if isinstance(column, Real) else Real()
-    support = "positive" if assert_real.positive and assert_real.resolution is None else "real"
-    return emissions.Histogram(1, support, assert_real.resolution)  # type: ignore[arg-type]
+    if not isinstance(column, Real):
+        raise TypeError(column)
+    support = "positive" if column.positive else "real"
+    return emissions.Histogram(1, support, column.resolution)  # type: ignore[arg-type]
 
 
 class Independent(GenerativeModel):
@@ -81,17 +84,14 @@ class Independent(GenerativeModel):
         with pyro.plate("rows", rows):
             return self.margin.observe("x", torch.zeros(rows, dtype=torch.int64), cells)
 
+    @torch.no_grad()
     def _fit(self, x: Any, given: None, *, generator: torch.Generator) -> FitReport:
         began, cells = time.perf_counter(), self._rows(x)
-        everyone = torch.ones(len(cells), 1, dtype=torch.float64)
         for part in self.margin.of if isinstance(self.margin, emissions.Product) else [self.margin]:
             if not isinstance(part, emissions.Categorical):  # a table's pseudo-observation stays even
                 part.prepare(cells if part is self.margin else self._cells_of(part, cells))
-        with torch.no_grad():
-            before = self.margin.log_prob(cells).mean().item()
-            self.margin.maximise(self.margin.statistics(cells, everyone))
-            after = self.margin.log_prob(cells).mean().item()
-        return FitReport((before, after), 1, "closed form", time.perf_counter() - began)
+        history = _climb(self.margin, cells)
+        return FitReport(tuple(history), len(history) - 1, "converged", time.perf_counter() - began)
 
     def _cells_of(self, part: emissions.Emission, cells: Tensor) -> Tensor:
         for own, some in zip(self.margin.of, self.margin._split(cells), strict=True):
@@ -112,6 +112,22 @@ class Independent(GenerativeModel):
         cells = self.margin.sample(torch.zeros(rows, dtype=torch.int64), generator)
         values = cells.reshape(rows, *self.event.shape)  # type: ignore[attr-defined]
         return Ragged(values, torch.full((n,), length)) if isinstance(self.event, Series) else values
+
+
+def _climb(margin: emissions.Emission, cells: Tensor, most: int = 50) -> list[float]:
+    """EM of one state: tables and counts are done in a step, histograms share rows with their background."""
+    history: list[float] = []
+    for _ in range(most):
+        total, counts = margin.penalty(), {}  # type: ignore[var-annotated]
+        for part in cells.split(max(16, (1 << 16) // cells.shape[1])):
+            total = total + margin.log_prob(part).sum()
+            for name, value in margin.statistics(part, torch.ones(len(part), 1, dtype=torch.float64)).items():
+                counts[name] = counts[name] + value if name in counts else value
+        history.append(float(total) / len(cells))
+        if len(history) > 2 and history[-1] - history[-2] < 1e-9:
+            break
+        margin.maximise(counts)
+    return history
 
 
 class CopulaDensity(dist.TorchDistribution):
@@ -222,9 +238,9 @@ class GaussianCopula(GenerativeModel):
     def _fit(self, x: Tensor, given: None, *, generator: torch.Generator) -> FitReport:
         began, cells = time.perf_counter(), x.reshape(len(x), -1)
         inner = torch.where(self.positive, cells.log(), cells)
-        before = self.density().log_prob(cells).mean().item()
         self.margin.prepare(inner)
-        self.margin.maximise(self.margin.statistics(inner, torch.ones(len(x), 1, dtype=torch.float64)))
+        _climb(self.margin, inner)
+        before = self.density().log_prob(cells).mean().item()
         scores = self.density().scores(cells)
         scores = (scores - scores.mean(0)) / scores.std(0).clamp(min=1e-12)
         correlation = scores.T @ scores / max(len(x) - 1, 1)

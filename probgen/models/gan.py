@@ -122,25 +122,36 @@ class GAN(GenerativeModel):
         progress: bool | None = None,
     ) -> FitReport:
         """Alternating steps of discriminator and generator; the averaged generator is kept."""
-        self.train()
+        plan = Schedule(
+            steps=steps,
+            budget=budget,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            validation=0.0,
+            clip=10.0,
+            ema=ema,
+            checkpoint=checkpoint,
+            every=every,
+            resume=resume,
+        )
         if not resume:
             reset(self, generator)
-            cells = x.reshape(len(x), -1)
-            std = cells.std(0, correction=0)
-            self.centre.copy_(cells.mean(0))
-            self.spread.copy_(torch.where(std > 0, std, 1e-3 * std.mean() + 1e-12))
-        plan = Schedule(
-            steps=steps, budget=budget, batch_size=batch_size, learning_rate=learning_rate,
-            ema=ema, validation=0.0, clip=10.0,
-        )  # fmt: skip
+            self._measure(x)
         players = [
             Player(_Discriminate(self), list(self.discriminator.parameters()), betas=(0.0, 0.99)),
             Player(_Generate(self), list(self.generator.parameters()), betas=(0.0, 0.99)),
         ]
-        return train(
-            self, players, x.to(torch.float32), plan,
-            generator=generator, checkpoint=checkpoint, every=every, resume=resume, progress=progress,
-        )  # fmt: skip
+        return train(self, players, x.to(torch.float32), plan, generator=generator, progress=progress)
+
+    def _measure(self, x: Tensor) -> None:
+        """The data's scale. Cells that hardly vary get a share of the common scale, so that noise is not blown up."""
+        cells = x.reshape(len(x), -1)
+        std = cells.std(0, correction=0)
+        shared = std.square().mean().sqrt().clamp(min=1e-12 * (1 + cells.abs().max()))
+        self.centre.copy_(cells.mean(0))
+        self.spread.copy_(
+            torch.maximum(std, 0.3 * shared) if self.event.discrete else torch.where(std > 0, std, shared)
+        )
 
 
 class _Pair(nn.Module):

@@ -34,6 +34,8 @@ class KernelDensity(GenerativeModel):
     Silverman (1986); Aitchison and Aitken (1976) for categories.
     """
 
+    growing = ("points",)
+
     def __init__(self, event: Event, centres: int = 10_000) -> None:
         super().__init__(event)
         if isinstance(centres, bool) or not isinstance(centres, int) or centres < 2:

@@ -134,8 +134,10 @@ class Mixture(GenerativeModel):
 
         ``budget``: seconds, turned once into a number of restarts and iterations, which the report records.
         """
-        if restarts < 1 or max_iter < 1 or not tol >= 0:
-            raise ParameterError(f"restarts={restarts}, max_iter={max_iter}, tol={tol}", "at least 1, 1 and 0")
+        if not (isinstance(restarts, int) and isinstance(max_iter, int)) or min(restarts, max_iter) < 1 or not tol >= 0:
+            raise ParameterError(
+                f"restarts={restarts}, max_iter={max_iter}, tol={tol}", "whole numbers >= 1, and tol >= 0"
+            )
         cells = x.reshape(len(x), -1)
         if len(cells) < self.components:
             raise ParameterError(
@@ -150,10 +152,15 @@ class Mixture(GenerativeModel):
             restarts, max_iter = self._afford(cells, generator, budget, restarts, max_iter)
             notes.append(f"budget {budget:g} s = {restarts} restarts of at most {max_iter} iterations")
         runs = []
+        good = {name: value.clone() for name, value in self.state_dict().items()}
         with Progress("Mixture EM", restarts * max_iter, progress) as bar:
             for restart in range(restarts):
                 self._start(cells, generator)
-                history, stopped, empty = self._climb(cells, max_iter, tol, bar)
+                try:
+                    history, stopped, empty = self._climb(cells, max_iter, tol, bar)
+                except FitError:
+                    self.load_state_dict(good)
+                    raise
                 runs.append((history, stopped, empty, {k: v.clone() for k, v in self.state_dict().items()}))
                 bar.to((restart + 1) * max_iter)
         history, stopped, empty, state = max(runs, key=lambda run: run[0][-1])

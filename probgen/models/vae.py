@@ -147,26 +147,30 @@ class VAE(GenerativeModel):
     ) -> FitReport:
         """SVI on the ELBO with reparameterised draws. ``budget`` in seconds, unless ``steps`` is given.
 
-        ``weight_decay`` None: 1 up to 1500 rows, falling as 1/n beyond; it keeps small data from being learnt by heart.
+        ``weight_decay`` None: the more cells and the fewer rows, the stronger; it keeps few images from being learnt by
+        heart, and leaves plane data alone.
         """
-        self.train()
-        if not resume:
-            reset(self, generator)
-            self._measure(x)
         plan = Schedule(
             steps=steps,
             budget=budget,
             batch_size=batch_size,
             learning_rate=learning_rate,
-            weight_decay=min(1.0, 1500 / len(x)) if weight_decay is None else weight_decay,
+            weight_decay=self._weight_decay(len(x)) if weight_decay is None else weight_decay,
             validation=validation if len(x) >= 50 else 0.0,
             patience=patience,
             ema=ema,
+            checkpoint=checkpoint,
+            every=every,
+            resume=resume,
         )
-        return train(
-            self, [Player(_NegativeELBO(self), list(self.parameters()))], x.to(torch.float32), plan,
-            generator=generator, checkpoint=checkpoint, every=every, resume=resume, progress=progress,
-        )  # fmt: skip
+        if not resume:
+            reset(self, generator)
+            self._measure(x)
+        players = [Player(_NegativeELBO(self), list(self.parameters()))]
+        return train(self, players, x.to(torch.float32), plan, generator=generator, progress=progress)
+
+    def _weight_decay(self, rows: int) -> float:
+        return min(1.0, 1500 / rows) * min(1.0, len(self.centre) / 64)
 
     def _measure(self, x: Tensor) -> None:
         """The data's scale, and a first decoder output that is each cell's own margin."""
