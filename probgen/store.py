@@ -84,9 +84,7 @@ def load(folder: str | PathLike) -> GenerativeModel:
         )
     try:
         model = family(name)(**{k: _decode(v) for k, v in about["arguments"].items()})
-        model.report = FitReport(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in _decode(about["fit"]).items()}
-        )
+        model.report = _report(_decode(about["fit"]))
         model.form = about["form"]
         for extra, value in about["extras"].items():
             if extra not in _EXTRAS or not hasattr(model, extra):
@@ -98,6 +96,11 @@ def load(folder: str | PathLike) -> GenerativeModel:
             f"The card in {folder} can't be followed: {problem!r}", "a card written by save()"
         ) from problem
     return model.eval()
+
+
+def _report(fit: dict[str, Any]) -> FitReport:
+    kept: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fit.items()}
+    return FitReport(**kept)
 
 
 def card(model: GenerativeModel) -> dict[str, Any]:

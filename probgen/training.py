@@ -32,7 +32,9 @@ class Progress:
     def __init__(self, what: str, total: int, show: bool | None = None, items: int = 1) -> None:
         self.what, self.total, self.items = what, total, items
         self.show = sys.stderr.isatty() if show is None else show
-        self.first, self.done, self.began, self.bar, self.task = 0, 0, 0.0, None, None
+        self.first, self.done, self.began = 0, 0, 0.0
+        self.bar: Any = None
+        self.task: Any = None
 
     def __enter__(self) -> Self:
         self.began = time.perf_counter()
@@ -85,6 +87,7 @@ class Schedule:
         ema: Decay of an exponential moving average of the parameters, which the model ends with; 0 for none.
         validation: Share of rows held out to choose the best state; 0 for none.
         patience: Evaluations without a gain before stopping early; 0 never stops.
+        grace: Share of the steps in which patience does not run out.
         evaluations: How often the validation rows are scored.
         checkpoint: A folder for the whole training state.
         every: Steps between checkpoints.
@@ -101,6 +104,7 @@ class Schedule:
     ema: float = 0.0
     validation: float = 0.1
     patience: int = 0
+    grace: float = 0.0
     evaluations: int = 40
     checkpoint: str | PathLike | None = None
     every: int = 500
@@ -117,7 +121,7 @@ class Schedule:
                 raise ParameterError(
                     f"{name}={value!r}", f"a {'whole ' * (name in whole)}number >= {least}", "Change it"
                 )
-        for name in ("ema", "validation"):
+        for name in ("ema", "validation", "grace"):
             if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
                 raise ParameterError(f"{name}={getattr(self, name)!r}", "a share: 0 <= share < 1", "Change it")
         if self.resume and self.checkpoint is None:
@@ -140,7 +144,7 @@ class Player:
     """A loss and the parameters that descend it. Two players take turns in a GAN.
 
     Arguments:
-        loss: A Module: loss(batch, generator) gives the mean loss, a scalar tensor.
+        loss: A Module: loss(batch, generator, share) gives the mean loss, a scalar tensor; share of the steps done.
         parameters: What its optimiser owns.
         rate: Multiple of the schedule's learning rate.
         betas: Of Adam.
@@ -190,7 +194,7 @@ class _Run:
         batch, first = data[self.batch()], math.nan
         rate = self.plan.rate(self.step, max(self.steps, self.step + 1))
         for i, player in enumerate(self.players):
-            loss = player.loss(batch, self.generator)
+            loss = player.loss(batch, self.generator, self.step / max(self.steps, 1))
             value = float(loss.detach())
             if not math.isfinite(value):
                 return value
@@ -229,10 +233,10 @@ class _Run:
         with torch.no_grad():
             parts = data[self.held].split(1024)
             noise = torch.Generator().manual_seed(self.probe)
-            score = -sum(float(self.players[0].loss(p, noise)) * len(p) for p in parts) / len(self.held)
+            score = -sum(float(self.players[0].loss(p, noise, 1.0)) * len(p) for p in parts) / len(self.held)
         if not self.validation or score > max(self.validation):
             self.best, self.waited = self._weights(), 0
-        else:
+        elif self.step > self.plan.grace * self.steps:
             self.waited += 1
         self.validation.append(score)
         if self.average:
@@ -283,9 +287,9 @@ class _Run:
         """The optimiser state of player i, with its shapes checked."""
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in saved.items():
-            place, j, key = name.split(".")
+            place, number, key = name.split(".")
             if place == str(i):
-                state.setdefault(int(j), {})[key] = value
+                state.setdefault(int(number), {})[key] = value
         for j, moments in state.items():
             shape = self.players[i].parameters[j].shape if j < len(self.players[i].parameters) else None
             if set(moments) != {"step", "exp_avg", "exp_avg_sq"} or moments["exp_avg"].shape != shape:

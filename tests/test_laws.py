@@ -303,14 +303,16 @@ def test_samples_follow_the_density_and_a_wrong_temperature_is_caught(family, ev
 
 
 BAD = {
-    "real": [(np.array([[1.0, np.nan]]), "row 0, column 1"), (np.array([[np.inf, 0]]), "inf"), (np.zeros((2, 3)), r"\(2, 3\)"),
-             (np.zeros((0, 2)), "empty"), (np.array([["a", "b"]]), "'a'"), (np.zeros(2), r"\(2,\)")],
-    "levels": [(np.array([[0, 1, 4]]), "row 0, column 2: 4"), (np.array([[0, 1, 0.5]]), "0.5"), (np.array([[0, -1, 0]]), "-1")],
+    "real": [(np.array([[1.0, np.nan]]), "row 0, column 1"), (np.array([[np.inf, 0]]), "inf"),
+             (np.zeros((2, 3)), r"\(2, 3\)"), (np.zeros((0, 2)), "empty"), (np.array([["a", "b"]]), "'a'"), (np.zeros(2), r"\(2,\)")],
+    "levels": [(np.array([[0, 1, 4]]), "row 0, column 2: 4"), (np.array([[0, 1, 0.5]]), "0.5"),
+               (np.array([[0, -1, 0]]), "-1")],
     "rounded": [(np.array([[0.5, 0.3]]), "0.3")],
     "positive": [(np.array([[1.0, -2.0]]), "-2.0"), (np.array([[1.0, 0.0]]), "0.0")],
     "count": [(np.array([[-1]]), "-1"), (np.array([[1.5]]), "1.5")],
     "table": [({"length": [1.0], "colour": ["pink"], "visits": [1]}, "row 0, column colour: 'pink'"),
-              ({"length": [1.0], "colour": ["red"]}, "visits"), ({"length": ["x"], "colour": ["red"], "visits": [1]}, "'x'")],
+              ({"length": [1.0], "colour": ["red"]}, "visits"),
+              ({"length": ["x"], "colour": ["red"], "visits": [1]}, "'x'")],
     "series": [([np.array([0, 3])], "3"), ([], "empty|rows")],
 }  # fmt: skip
 

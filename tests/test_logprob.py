@@ -166,11 +166,9 @@ def test_every_answer_has_its_error_on_the_side_it_claims(combine, op, rows):
 def violations(combine, op, n=200, seed=0):
     """Over every pair of kinds: unsound rows among n, with random errors."""
     rng, count = np.random.default_rng(seed), 0
-    for kinds in itertools.product(KINDS[:4], repeat=2):
+    for pair in itertools.product(KINDS[:4], repeat=2):
         truths = rng.integers(-9, 9, (2, n)).astype(float)
-        a, b = (
-            lp(kind, measured(t, [kind] * n, rng.integers(-9, 9, n))) for kind, t in zip(kinds, truths, strict=True)
-        )
+        a, b = (lp(kind, measured(t, [kind] * n, rng.integers(-9, 9, n))) for kind, t in zip(pair, truths, strict=True))
         try:
             count += unsound(combine(a, b), op(*truths))
         except Incomparable:

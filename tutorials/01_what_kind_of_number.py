@@ -13,13 +13,13 @@ import numpy as np
 import probgen as pg
 
 SMOKE = "--smoke" in sys.argv
-STEPS = 60 if SMOKE else 3000
+STEPS = 60 if SMOKE else 2000
 
 # %% [markdown]
 # ## A coin: exact
 #
-# 40 tosses, 27 heads. The family `Independent` on two levels is a coin whose bias is estimated (with one imaginary toss,
-# half heads and half tails). Its log-likelihood is a sum of logarithms, nothing is approximated.
+# 40 tosses, 27 heads. The family `Independent` on two levels is a coin whose bias is estimated (with one imaginary
+# toss, half heads and half tails). Its log-likelihood is a sum of logarithms, nothing is approximated.
 
 # %%
 tosses = np.array([1] * 27 + [0] * 13)
@@ -42,7 +42,7 @@ circle = pg.datasets.eight_gaussians(n=400 if SMOKE else 2000)
 train, test = circle.split(seed=0)
 
 mixture = pg.Mixture(circle.event, components=8).fit(train, seed=0)
-vae = pg.VAE(circle.event, latent_dim=2, hidden=(64, 64)).fit(train, steps=STEPS, seed=0)
+vae = pg.VAE(circle.event, latent_dim=2, hidden=(128, 128)).fit(train, steps=STEPS, seed=0)
 
 exact, bound = mixture.log_prob(test), vae.log_prob(test, seed=0)
 print("truth  ", f"{circle.log_density(test).mean():.4f} nats/row")
@@ -75,7 +75,7 @@ except pg.errors.Incomparable as refusal:
 # It draws samples, and a table of likelihoods should show an empty cell with the reason in it.
 
 # %%
-gan = pg.GAN(circle.event, latent_dim=2, hidden=(64, 64)).fit(train, steps=STEPS, seed=0)
+gan = pg.GAN(circle.event, latent_dim=2, hidden=(128, 128)).fit(train, steps=STEPS, seed=0)
 print("three samples:", gan.sample(3, seed=0).round(2).tolist())
 try:
     print(gan.log_prob(test).nats)

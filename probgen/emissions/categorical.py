@@ -1,5 +1,7 @@
 """Cells that are one of some levels, each with its own table."""
 
+from typing import Literal
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -18,17 +20,28 @@ class Categorical(Emission):
     Arguments:
         levels: Number of levels, or one number a cell.
         width: Cells.
-        smoothing: Pseudo-observations a cell and state, spread as the whole data's margin: a Dirichlet prior, so EM
-            maximises a penalised likelihood and unseen levels stay possible. 0 gives maximum likelihood; a level
-            never seen then has probability exactly zero.
+        smoothing: Pseudo-observations a cell and state: a Dirichlet prior, so EM maximises a penalised likelihood and
+            unseen levels stay possible. 0 gives maximum likelihood; a level never seen then has probability zero.
+        prior: How they are spread over the levels: as the whole data's "margin", or "even".
     """
 
-    def __init__(self, levels: int | tuple[int, ...], width: int = 1, smoothing: float = 1.0, states: int = 1) -> None:
+    margin: Tensor
+
+    def __init__(
+        self,
+        levels: int | tuple[int, ...],
+        width: int = 1,
+        smoothing: float = 1.0,
+        prior: Literal["margin", "even"] = "margin",
+        states: int = 1,
+    ) -> None:
         super().__init__()
+        if prior not in ("margin", "even"):
+            raise ParameterError(f"prior={prior!r}", "margin or even")
         if smoothing < 0:
             raise ParameterError(f"smoothing={smoothing}", "pseudo-observations >= 0")
         self.levels = levels if isinstance(levels, int) else tuple(levels)
-        self.width, self.smoothing, self.states = width, smoothing, states
+        self.width, self.smoothing, self.prior, self.states = width, smoothing, prior, states
         counts = torch.as_tensor(self.levels).expand(width)
         possible = torch.arange(int(counts.max())) < counts[:, None]
         flat = possible.to(torch.float64).log() - counts[:, None].to(torch.float64).log()
@@ -50,6 +63,8 @@ class Categorical(Emission):
         return torch.multinomial(probabilities, 1, generator=generator).reshape(len(state), -1).to(torch.float64)
 
     def prepare(self, x: Tensor) -> None:
+        if self.prior == "even":
+            return
         seen = table_counts(x, torch.ones(len(x), 1, dtype=torch.float64), self.margin.shape[-1])[0]
         possible = self.margin > 0
         counts = seen + possible.to(seen.dtype) / possible.sum(-1, keepdim=True)

@@ -177,7 +177,7 @@ class DiscretisedNormal(Emission):
         weight = torch.where(alive, n, 1.0)
         delta = torch.where(alive, statistics["first"] / weight, 0.0)
         variance = (statistics["second"] / weight - delta.square()).clamp(min=(0.05 * self.step) ** 2)
-        self.loc += delta
+        self.loc.add_(delta)
         self.log_scale.copy_(torch.where(alive, 0.5 * variance.log(), self.log_scale))
         self.fresh = False
         return (~alive).all(1).nonzero()[:, 0].tolist()

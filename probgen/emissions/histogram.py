@@ -112,6 +112,8 @@ class Histogram(Emission):
     """
 
     filler = 0.5
+    edges: Tensor
+    tail: Tensor
 
     def __init__(
         self,

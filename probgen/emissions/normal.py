@@ -26,6 +26,8 @@ class Normal(Emission):
             constraint exactly (eigenvalues are clipped in the data's scale), so EM stays monotone.
     """
 
+    data_variance: Tensor
+
     def __init__(
         self,
         dim: int = 1,
@@ -139,7 +141,7 @@ class Normal(Emission):
         alive = n > 1e-8
         weight = torch.where(alive, n, 1.0)[:, None]
         delta = torch.where(alive[:, None], first / weight, 0.0)
-        self.loc += delta
+        self.loc.add_(delta)
         scatter = second - weight[..., None] * delta[..., None] * delta[:, None]
         if self.covariance == "tied":
             self._set_factor(self._floored(scatter[alive].sum(0) / n[alive].sum()))
@@ -153,7 +155,7 @@ class Normal(Emission):
         alive = n > 1e-8
         weight = torch.where(alive, n, 1.0)
         delta = torch.where(alive, first / weight, 0.0)
-        self.loc += delta
+        self.loc.add_(delta)
         scatter = second - n * delta.square()
         variance = torch.maximum(scatter / weight, self.floor * self.data_variance)
         if self.covariance == "spherical":

@@ -30,6 +30,8 @@ class Poisson(Emission):
         width: Cells.
     """
 
+    smallest: Tensor
+
     def __init__(self, width: int = 1, states: int = 1) -> None:
         super().__init__()
         self.width, self.states = width, states

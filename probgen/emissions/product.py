@@ -1,6 +1,7 @@
 """Cells of mixed types, and the emission that suits an event."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, cast
 
 import pyro.distributions as dist
 import torch
@@ -29,59 +30,63 @@ class Product(Emission):
         named = parts if isinstance(parts, Mapping) else {str(i): part for i, part in enumerate(parts)}
         self.names, self.states = tuple(named), states
         self.of = nn.ModuleList(part.with_states(states) for part in named.values())
-        self.width = sum(part.width for part in self.of)
+        self.width = sum(part.width for part in self._all)
+
+    @property
+    def _all(self) -> list[Emission]:
+        return cast(list[Emission], list(self.of))
 
     @property
     def parts(self) -> dict[str, Emission]:
-        return dict(zip(self.names, self.of, strict=True))
+        return dict(zip(self.names, self._all, strict=True))
 
     def _split(self, x: Tensor) -> list[Tensor]:
-        return list(x.split([part.width for part in self.of], dim=1))
+        return list(x.split([part.width for part in self._all], dim=1))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return torch.stack([part.log_prob(cells) for part, cells in zip(self.of, self._split(x), strict=True)]).sum(0)
+        return torch.stack([part.log_prob(cells) for part, cells in zip(self._all, self._split(x), strict=True)]).sum(0)
 
     def cells(self, state: Tensor) -> dist.TorchDistribution:
         raise StructureError("A Product as one Pyro distribution", "observe(name, state, x), which gives a site a part")
 
     def observe(self, name: str, state: Tensor, x: Tensor | None) -> Tensor:
-        cells = [None] * len(self.of) if x is None else self._split(x)
+        cells = [None] * len(self._all) if x is None else self._split(x)
         sites = [part.observe(f"{name}.{n}", state, c) for (n, part), c in zip(self.parts.items(), cells, strict=True)]
         return torch.cat(sites, dim=-1)
 
     def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.cat([part.sample(state, generator) for part in self.of], dim=1)
+        return torch.cat([part.sample(state, generator) for part in self._all], dim=1)
 
     def prepare(self, x: Tensor) -> None:
-        for part, cells in zip(self.of, self._split(x), strict=True):
+        for part, cells in zip(self._all, self._split(x), strict=True):
             part.prepare(cells)
 
     def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
         return {
             f"{i}.{name}": value
-            for i, (part, cells) in enumerate(zip(self.of, self._split(x), strict=True))
+            for i, (part, cells) in enumerate(zip(self._all, self._split(x), strict=True))
             for name, value in part.statistics(cells, weights).items()
         }
 
     def maximise(self, statistics: Statistics) -> list[int]:
         empty = []
-        for i, part in enumerate(self.of):
+        for i, part in enumerate(self._all):
             own = {name.partition(".")[2]: v for name, v in statistics.items() if name.partition(".")[0] == str(i)}
             empty.append(set(part.maximise(own)))
         return sorted(set.intersection(*empty))
 
     def penalty(self) -> Tensor:
-        return torch.stack([part.penalty() for part in self.of]).sum()
+        return torch.stack([part.penalty() for part in self._all]).sum()
 
     def features(self, x: Tensor) -> Tensor:
-        return torch.cat([part.features(c) for part, c in zip(self.of, self._split(x), strict=True)], dim=1)
+        return torch.cat([part.features(c) for part, c in zip(self._all, self._split(x), strict=True)], dim=1)
 
     @property
     def n_params(self) -> int:
-        return sum(part.n_params for part in self.of)
+        return sum(part.n_params for part in self._all)
 
 
-def for_event(event: Event, covariance: str = "full") -> Emission | str:
+def for_event(event: Event, covariance: Literal["full", "tied", "diag", "spherical"] = "full") -> Emission | str:
     """The emission that suits an event, or why none does."""
     if isinstance(event, Table):
         rounded = [
@@ -106,7 +111,7 @@ def for_event(event: Event, covariance: str = "full") -> Emission | str:
         return LogNormal(width, covariance) if event.resolution is None else "no emission is both positive and rounded"
     if event.resolution is not None:
         return DiscretisedNormal(width, event.resolution)
-    return Normal(width, covariance)  # type: ignore[arg-type]
+    return Normal(width, covariance)
 
 
 def _for_column(column: object) -> Emission:

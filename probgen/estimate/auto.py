@@ -67,4 +67,4 @@ class Ladder:
         nats, stderr, *rest = columns.values()
         diagnostics = dict(zip(("ess", "pareto_k", "samples"), map(np.asarray, rest), strict=True))
         by = f"IWAE(samples={'..'.join(str(int(s)) for s in sorted({rest[2].min().item(), rest[2].max().item()}))})"
-        return LogProb(Kind.LOWER, nats, by=by, stderr=stderr, draws=weights.streams, diagnostics=diagnostics)  # type: ignore[arg-type]
+        return LogProb(Kind.LOWER, nats, by=by, stderr=stderr.numpy(), draws=weights.streams, diagnostics=diagnostics)

@@ -42,7 +42,7 @@ class ELBO:
         weights = Weights(model, x, given, generator)
         log_w = weights.draw(self.samples, "main")
         stderr = log_w.std(0) / math.sqrt(self.samples)
-        return LogProb(Kind.LOWER, log_w.mean(0), by=repr(self), stderr=stderr, draws=weights.streams)  # type: ignore[arg-type]
+        return LogProb(Kind.LOWER, log_w.mean(0), by=repr(self), stderr=stderr.numpy(), draws=weights.streams)
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class IWAE:
         nats, stderr = log_mean(weights.draw(self.samples, "main"))
         trusted = reliable(ess, k, self.samples)
         return LogProb(
-            Kind.LOWER,  # type: ignore[arg-type]
-            nats,  # type: ignore[arg-type]
+            Kind.LOWER,
+            nats,
             by=repr(self),
-            stderr=torch.where(trusted, stderr, math.nan),  # type: ignore[arg-type]
+            stderr=torch.where(trusted, stderr, math.nan).numpy(),
             draws=weights.streams,
-            diagnostics={"ess": ess, "pareto_k": k, "samples": np.full(len(ess), self.samples)},  # type: ignore[dict-item]
+            diagnostics={"ess": ess.numpy(), "pareto_k": k.numpy(), "samples": np.full(len(ess), self.samples)},
         )
 
 

@@ -59,7 +59,7 @@ class Enumerate:
             factors = [f for f in factors if not _holds(f, dim)] + [joint.logsumexp(dim, keepdim=True)]
             left.remove(dim)
         total = torch.stack(torch.broadcast_tensors(*(f.reshape(-1) for f in factors))).sum(0)
-        return LogProb(Kind.EXACT, total.expand(n), by=repr(self))  # type: ignore[arg-type]
+        return LogProb(Kind.EXACT, total.expand(n), by=repr(self))
 
 
 def _holds(factor: Tensor, dim: int) -> bool:

@@ -12,9 +12,14 @@ Terms = tuple[tuple[np.ndarray, np.ndarray], ...]
 class Noisy(Protocol):
     """Numbers with standard errors: a LogProb."""
 
-    stderr: np.ndarray | None
-    draws: np.ndarray | None
-    components: Terms
+    @property
+    def stderr(self) -> np.ndarray | None: ...
+
+    @property
+    def draws(self) -> np.ndarray | None: ...
+
+    @property
+    def components(self) -> Terms: ...
 
     def __len__(self) -> int: ...
 

@@ -55,7 +55,7 @@ class LogProb:
     exact - lower = upper, lower - upper = lower, lower - lower raises Incomparable. Both need the same rows.
     """
 
-    kinds: np.ndarray
+    kinds: Any
     nats: _Nats = _Nats()
     by: str = field(kw_only=True)
     stderr: np.ndarray | None = field(default=None, kw_only=True)
@@ -121,7 +121,7 @@ class LogProb:
     def refuse(cls, n: int, reason: str, instead: str, **about: Any) -> "LogProb":
         """n rows that have no likelihood: why, and what to call in its place."""
         nan = np.full(n, math.nan)
-        return cls(Kind.UNAVAILABLE, nan, reason=reason, instead=instead, **{"by": "", **about})  # type: ignore[arg-type]
+        return cls(Kind.UNAVAILABLE, nan, reason=reason, instead=instead, **{"by": "", **about})
 
     @classmethod
     def concat(cls, parts: "Sequence[LogProb]") -> "LogProb":

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any, Self
+from typing import Any, ClassVar, Self, cast
 
 import pyro
 import pyro.distributions as dist
@@ -30,7 +30,7 @@ def _margin(event: Event) -> emissions.Emission | str:
         return f"its columns are numbers or categories, not {type(event).__name__}"
     width = max(event.dims, 1)
     if event.levels is not None:
-        return emissions.Categorical(event.levels, width)
+        return emissions.Categorical(event.levels, width, prior="even")
     if event.support == "count":
         return emissions.Poisson(width)
     if event.resolution is not None and event.support != "real":
@@ -40,13 +40,12 @@ def _margin(event: Event) -> emissions.Emission | str:
 
 def _column(column: object) -> emissions.Emission:
     if isinstance(column, Category):
-        return emissions.Categorical(len(column.levels))
+        return emissions.Categorical(len(column.levels), prior="even")
     if isinstance(column, Count):
         return emissions.Poisson()
     if not isinstance(column, Real):
         raise TypeError(column)
-    support = "positive" if column.positive else "real"
-    return emissions.Histogram(1, support, column.resolution)  # type: ignore[arg-type]
+    return emissions.Histogram(1, "positive" if column.positive else "real", column.resolution)
 
 
 class Independent(GenerativeModel):
@@ -63,7 +62,7 @@ class Independent(GenerativeModel):
 
     def __init__(self, event: Event) -> None:
         super().__init__(event)
-        self.margin = _margin(event)
+        self.margin = cast(emissions.Emission, _margin(event))  # suits() has seen that it is one
 
     @classmethod
     def suits(cls, event: Event) -> str | None:
@@ -87,24 +86,16 @@ class Independent(GenerativeModel):
     @torch.no_grad()
     def _fit(self, x: Any, given: None, *, generator: torch.Generator) -> FitReport:
         began, cells = time.perf_counter(), self._rows(x)
-        for part in self.margin.of if isinstance(self.margin, emissions.Product) else [self.margin]:
-            if not isinstance(part, emissions.Categorical):  # a table's pseudo-observation stays even
-                part.prepare(cells if part is self.margin else self._cells_of(part, cells))
+        self.margin.prepare(cells)
         history = _climb(self.margin, cells)
         return FitReport(tuple(history), len(history) - 1, "converged", time.perf_counter() - began)
-
-    def _cells_of(self, part: emissions.Emission, cells: Tensor) -> Tensor:
-        for own, some in zip(self.margin.of, self.margin._split(cells), strict=True):
-            if own is part:
-                return some
-        raise LookupError(part)
 
     def _log_prob(self, x: Any, given: None, *, generator: torch.Generator) -> LogProb:
         steps = torch.cat([self.margin.log_prob(part)[:, 0] for part in self._rows(x).split(4096)])
         if isinstance(x, Ragged):
             row = torch.repeat_interleave(torch.arange(len(x)), x.lengths)
             steps = torch.zeros(len(x), dtype=steps.dtype).index_add_(0, row, steps)
-        return LogProb(Kind.EXACT, steps, by="columns summed")  # type: ignore[arg-type]
+        return LogProb(Kind.EXACT, steps, by="columns summed")
 
     def _sample(self, n: int, given: None, *, generator: torch.Generator, length: int = 20) -> Any:
         """``length``: steps of each series."""
@@ -139,7 +130,7 @@ class CopulaDensity(dist.TorchDistribution):
         factor: Cholesky factor of the correlation, shape (d, d).
     """
 
-    arg_constraints: dict = {}  # noqa: RUF012
+    arg_constraints: ClassVar = {}
     support = constraints.independent(constraints.real, 1)
 
     def __init__(self, margin: emissions.HistogramDensity, positive: Tensor, factor: Tensor) -> None:
@@ -210,7 +201,7 @@ class GaussianCopula(GenerativeModel):
             return f"it ties columns together, not {type(event).__name__}"
         elif event.discrete:
             return "a copula density needs continuous cells; on levels it is a sum over 2^d corners"
-        d = math.prod(event.shape)  # type: ignore[attr-defined]
+        d = math.prod(event.shape)
         if d < 2 or d > 1000:
             return f"it ties together 2 to 1000 columns, not {d}"
         return None
@@ -254,7 +245,7 @@ class GaussianCopula(GenerativeModel):
     def _log_prob(self, x: Tensor, given: None, *, generator: torch.Generator) -> LogProb:
         density = self.density()
         nats = torch.cat([density.log_prob(part) for part in x.reshape(len(x), -1).split(4096)])
-        return LogProb(Kind.EXACT, nats, by="copula density")  # type: ignore[arg-type]
+        return LogProb(Kind.EXACT, nats, by="copula density")
 
     def _sample(self, n: int, given: None, *, generator: torch.Generator) -> Tensor:
         noise = torch.randn(n, len(self.tril), generator=generator, dtype=torch.float64)

@@ -34,8 +34,11 @@ class GAN(GenerativeModel):
     Goodfellow et al. (2014); Jolicoeur-Martineau (2019); Huang et al. (2024), eq. 4 (R3GAN).
     """
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(
-        self, event: Event, latent_dim: int = 32, hidden: Sequence[int] = (256, 256), penalty: float = 0.5
+        self, event: Event, latent_dim: int = 32, hidden: Sequence[int] = (256, 256), penalty: float = 0.1
     ) -> None:
         super().__init__(event)
         if latent_dim < 1 or not hidden or min(hidden) < 1 or not 0 <= penalty < math.inf:
@@ -60,7 +63,7 @@ class GAN(GenerativeModel):
     @classmethod
     def for_event(cls, event: Event, **options: Any) -> Self:
         small = getattr(event, "dims", 1) <= 16
-        defaults: dict[str, Any] = {"latent_dim": 4, "hidden": (128, 128)} if small else {}
+        defaults: dict[str, Any] = {"latent_dim": 2, "hidden": (128, 128, 128)} if small else {}
         return cls(event, **{**defaults, **options})
 
     def model(self, x: Tensor | None = None, given: None = None, n: int = 1) -> Tensor:
@@ -114,7 +117,7 @@ class GAN(GenerativeModel):
         budget: float = 60.0,
         steps: int | None = None,
         batch_size: int = 128,
-        learning_rate: float = 5e-4,
+        learning_rate: float = 1e-3,
         ema: float = 0.995,
         checkpoint: str | None = None,
         every: int = 500,
@@ -171,7 +174,7 @@ class _Pair(nn.Module):
 
 
 class _Discriminate(_Pair):
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator, share: float) -> Tensor:
         real, fake = (t.detach().requires_grad_() for t in self.pair(x, generator))
         on_real, on_fake = self.gan.discriminator(real), self.gan.discriminator(fake)
         loss = nn.functional.softplus(on_fake - on_real).mean()
@@ -180,6 +183,6 @@ class _Discriminate(_Pair):
 
 
 class _Generate(_Pair):
-    def forward(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, x: Tensor, generator: torch.Generator, share: float) -> Tensor:
         real, fake = self.pair(x, generator)
         return nn.functional.softplus(self.gan.discriminator(real) - self.gan.discriminator(fake)).mean()

@@ -35,6 +35,10 @@ class KernelDensity(GenerativeModel):
     """
 
     growing = ("points",)
+    points: Tensor
+    scale: Tensor
+    spread: Tensor
+    margins: Tensor
 
     def __init__(self, event: Event, centres: int = 10_000) -> None:
         super().__init__(event)
@@ -75,7 +79,7 @@ class KernelDensity(GenerativeModel):
     def _split(self, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cells in the order metric, rounded, levelled."""
         ordered = cells[:, _order(self.event)]
-        return ordered.split([self._metric, len(self._steps), len(self._levels)], dim=1)  # type: ignore[return-value]
+        return ordered.split([self._metric, len(self._steps), len(self._levels)], dim=1)
 
     def _tables(self) -> list[Tensor]:
         """Log kernel of each levelled column: row = the centre's level, column = the scored level."""
@@ -120,7 +124,8 @@ class KernelDensity(GenerativeModel):
 
     def model(self, x: Tensor | None = None, given: None = None, n: int = 1) -> Tensor:
         n = n if x is None else len(x)
-        metric, rounded, levelled = (None,) * 3 if x is None else self._split(x.reshape(n, -1))
+        cells = (None, None, None) if x is None else self._split(x.reshape(n, -1))
+        metric, rounded, levelled = cells
         near = self.points.split([self._metric, len(self._steps), len(self._levels)], dim=1)
         h, parts = self.log_bandwidth.exp(), []
         with pyro.plate("rows", n):
@@ -135,14 +140,16 @@ class KernelDensity(GenerativeModel):
                     for j, step in enumerate(self._steps)
                 ]
                 sites = [
-                    pyro.sample(f"x.rounded.{j}", s, obs=None if x is None else rounded[:, j])
+                    pyro.sample(f"x.rounded.{j}", s, obs=None if rounded is None else rounded[:, j])
                     for j, s in enumerate(steps)
-                ]  # type: ignore[index]
+                ]
                 parts.append(torch.stack(sites, -1))
             if self._levels:
                 tables = [table[near[2][k][..., j].long()] for j, table in enumerate(self._tables())]
                 draws = [
-                    pyro.sample(f"x.level.{j}", dist.Categorical(logits=t), obs=None if x is None else levelled[:, j])  # type: ignore[index]
+                    pyro.sample(
+                        f"x.level.{j}", dist.Categorical(logits=t), obs=None if levelled is None else levelled[:, j]
+                    )
                     for j, t in enumerate(tables)
                 ]
                 parts.append(torch.stack(draws, -1).to(torch.float64))
@@ -215,7 +222,7 @@ class KernelDensity(GenerativeModel):
         cells = x.reshape(len(x), -1)
         size = max(1, (1 << 22) // len(self.points))
         nats = torch.cat([self._kernels(part).logsumexp(1) for part in cells.split(size)]) - math.log(len(self.points))
-        return LogProb(Kind.EXACT, nats, by=f"{len(self.points)} kernels summed")  # type: ignore[arg-type]
+        return LogProb(Kind.EXACT, nats, by=f"{len(self.points)} kernels summed")
 
     def _sample(self, n: int, given: None, *, generator: torch.Generator) -> Tensor:
         near = self.points[torch.randint(len(self.points), (n,), generator=generator)]

@@ -224,7 +224,8 @@ class Mixture(GenerativeModel):
 
     def _expect(self, cells: Tensor) -> tuple[float, Statistics]:
         """The penalised objective a row at the present parameters, and the expected statistics."""
-        total, totals = torch.zeros((), dtype=torch.float64), {}
+        total = torch.zeros((), dtype=torch.float64)
+        totals: Statistics = {}
         for chunk in self._chunks(cells):
             r, evidence = _shares(self._joint(chunk))
             total += evidence.sum()
