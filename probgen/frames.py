@@ -14,8 +14,8 @@ import numpy as np
 from probgen.errors import DataError, ProbgenError, StoreError, nearest
 
 __all__ = [
-    "SUFFIXES", "column", "columns", "is_frame", "is_missing", "keys", "native", "objects", "read", "reading", "stack",
-    "table", "write", "write_whole",
+    "SUFFIXES", "column", "columns", "distinct_names", "is_frame", "is_missing", "keys", "native", "objects",
+    "read", "reading", "stack", "table", "write", "write_whole",
 ]  # fmt: skip
 
 _PLAIN = {"numpy", "torch", "builtins", "pathlib"}
@@ -90,10 +90,13 @@ def _parts(frame: Any) -> tuple[dict[str, Any], np.ndarray]:
     import pyarrow as pa
 
     frame = pa.Table.from_batches([frame]) if _is_batch(frame) else frame
-    names = distinct_names(frame.column_names if isinstance(frame, pa.Table) else getattr(frame, "columns", ()))
+    if isinstance(frame, pa.Table):
+        distinct_names(frame.column_names)
+    elif nw.dependencies.is_pandas_like_dataframe(frame):
+        distinct_names(frame.columns)
     eager = nw.from_native(frame)
     eager = eager.collect() if isinstance(eager, nw.LazyFrame) else eager
-    named = dict(zip(names or eager.columns, eager.iter_columns(), strict=True))
+    named = {str(series.name): series for series in eager.iter_columns()}
     saved = _saved_index(frame) if isinstance(frame, pa.Table) else []
     if saved and set(saved) < set(named):
         labels = [named.pop(name).to_list() for name in saved]
@@ -127,7 +130,7 @@ def _labels(labels: Sequence[Any]) -> np.ndarray:
 
 def keys(data: Any, n: int) -> np.ndarray:
     """The row keys of a frame or column: a pandas index that is not 0..n-1, else 0..n-1."""
-    index = getattr(data, "index", None) if form(data) == "pandas" else None
+    index: Any = getattr(data, "index", None) if form(data) == "pandas" else None
     if not hasattr(index, "nlevels") or (type(index).__name__ == "RangeIndex" and index.equals(type(index)(n))):
         return np.arange(n)
     return np.asarray(index) if index.nlevels == 1 else np.array([str(key) for key in index])
@@ -176,7 +179,9 @@ def _numbers(series: Any, missing: np.ndarray) -> np.ndarray:
     whole = series.fill_null(0).to_numpy() if missing.any() else series.to_numpy()
     if not missing.any():
         return whole
-    return np.where(missing, math.nan if abs(whole.astype(np.float64)).max() <= EXACT else None, whole)
+    cells = whole.astype(np.float64 if abs(whole.astype(np.float64)).max() <= EXACT else object)
+    cells[missing] = math.nan
+    return cells
 
 
 def _categorical(series: Any) -> tuple[np.ndarray, np.ndarray, list]:
@@ -213,24 +218,35 @@ def table(data: Mapping[str, Any]) -> Any:
 def _arrow(values: Any) -> Any:
     import pyarrow as pa
 
-    mask = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
-    values = np.ma.getdata(values) if mask is not None else values
-    if isinstance(values, np.ndarray) and values.dtype != object:
-        return pa.array(values, mask=mask)
-    cells = list(values) if mask is None else [None if m else v for v, m in zip(values, mask, strict=True)]
-    kinds = set(map(type, cells)) - {type(None)}
-    try:
-        if len(kinds) <= 1 and kinds <= {str, bool, int, float}:
-            return pa.array(cells)
-        if _numeric(cells):
-            return pa.array([None if v is None else float(v) for v in cells], pa.float64())
-    except (pa.ArrowException, OverflowError, UnicodeError):
-        pass  # whole numbers beyond int64, lone surrogates
+    cells = _objects(values)
+    if cells is None:
+        masked = isinstance(values, np.ma.MaskedArray)
+        return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values) if masked else None)
+    with suppress(pa.ArrowException, OverflowError, UnicodeError):  # whole numbers beyond int64, lone surrogates
+        if not _is_mixed(cells):
+            numbers = {int, float} <= set(map(type, cells))
+            return pa.array([None if v is None else float(v) for v in cells] if numbers else cells)
     return pa.array([None if is_missing(v) else str(v).encode(errors="backslashreplace").decode() for v in cells])
 
 
-def _numeric(cells: list) -> bool:
-    return all(v is None or (isinstance(v, int | float | np.number) and not isinstance(v, bool)) for v in cells)
+def _objects(values: Any) -> list | None:
+    """Cells one by one, None where masked or without a value; None for an array of one type."""
+    array = isinstance(values, np.ndarray)
+    if array and values.dtype != object:
+        return None
+    cells = values.tolist() if array else list(values)  # a mask gives None
+    odd = set(map(type, cells)) - {str, bool, int, float}
+    return [None if is_missing(v) and not isinstance(v, float) else _python(v) for v in cells] if odd else cells
+
+
+def _python(value: Any) -> Any:
+    return value.item() if isinstance(value, np.number | np.bool_) else value
+
+
+def _is_mixed(cells: list) -> bool:
+    """Whether no Arrow type holds these objects as they are."""
+    kinds = set(map(type, cells)) - {type(None)}
+    return kinds != {int, float} and not (len(kinds) <= 1 and kinds <= {str, bool, int, float})
 
 
 def stack(tables: Sequence[Any]) -> Any:
@@ -248,25 +264,23 @@ def stack(tables: Sequence[Any]) -> Any:
 def _as_text(arrow: Any, names: set[str]) -> Any:
     import pyarrow as pa
 
-    return arrow.cast(pa.schema([field.with_type(pa.string()) if field.name in names else field for field in arrow.schema]))
+    fields = [field.with_type(pa.string()) if field.name in names else field for field in arrow.schema]
+    return arrow.cast(pa.schema(fields))
 
 
 def native(data: Mapping[str, Any], library: str) -> Any:
     """Named columns as a frame of that library: "pandas", "polars", else an Arrow table (mixed types as strings)."""
     arrow = table(data)
-    mixed = {name: values for name, values in data.items() if _is_mixed(values)}
+    cells = {name: _objects(values) for name, values in data.items()}
+    mixed = {name: values for name, values in cells.items() if values is not None and _is_mixed(values)}
     if library == "pandas":
         frame = arrow.to_pandas(integer_object_nulls=True)
-        return frame.assign(**mixed) if mixed else frame
+        return frame.assign(**{name: objects(values, len(values)) for name, values in mixed.items()})
     if library == "polars":
         import polars as pl
 
-        return pl.from_arrow(arrow).with_columns(pl.Series(n, v, dtype=pl.Object) for n, v in mixed.items())
+        return pl.DataFrame(arrow).with_columns(pl.Series(n, values, dtype=pl.Object) for n, values in mixed.items())
     return arrow
-
-
-def _is_mixed(values: Any) -> bool:
-    return isinstance(values, list) and len({type(v) for v in values} - {type(None)}) > 1
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {}
@@ -282,10 +296,17 @@ def _reader(*suffixes: str) -> Callable:
 
 @_reader(".csv", ".tsv")
 def _read_csv(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.compute as compute
     import pyarrow.csv as pc
 
-    parse = pc.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-    return pc.read_csv(path, parse_options=parse)
+    parse = pc.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+    arrow, empty = pc.read_csv(path, parse_options=parse), pa.scalar(None, pa.string())
+    for i, name in enumerate(arrow.column_names):
+        if arrow.schema.types[i] == pa.string():
+            cells = arrow.column(i)
+            arrow = arrow.set_column(i, name, compute.if_else(compute.equal(cells, ""), empty, cells))
+    return arrow
 
 
 @_reader(".parquet", ".pq")
@@ -307,22 +328,23 @@ def read(path: str | os.PathLike) -> Any:
     import pyarrow as pa
 
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"There is no file {path}", "a path that exists", _siblings(path))
     suffix = ".parquet" if path.is_dir() else path.suffix.lower()
     if suffix not in _READERS:
-        raise DataError(f"{path} ends in {path.suffix!r}", f"a table: one of {', '.join(sorted(_READERS))}")
+        wanted = f"a table: one of {', '.join(sorted(_READERS))}"
+        raise DataError(f"{path} ends in {path.suffix!r}", wanted, "Convert the file, or rename it")
     try:
         arrow = _READERS[suffix](path)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path} can't be read: {problem}", f"a whole {suffix} file", "Write it again") from problem
     if not arrow.num_rows:
-        raise DataError(f"{path} has no rows", "at least one row below the header")
+        raise DataError(f"{path} has no rows", "at least one row below the header", "Check how it was written")
     return arrow
 
 
 def _siblings(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path()
+    folder = path.parent if os.path.isdir(path.parent) else Path()
     return "Check the spelling. " + nearest(path.name, [p.name for p in folder.iterdir() if p.is_file()][:20])
 
 
@@ -337,7 +359,12 @@ def write(arrow: Any, path: str | os.PathLike) -> None:
     if suffix not in writers:
         raise StoreError(f"{path} ends in {suffix!r}", "an output that ends in .parquet or .csv", "Rename the output")
     sink = pa.BufferOutputStream()
-    writers[suffix](arrow, sink)
+    try:
+        writers[suffix](arrow, sink)
+    except pa.ArrowException as problem:
+        raise StoreError(
+            f"{path} can't hold this table: {problem}", "columns of numbers and text", "Use .parquet"
+        ) from problem
     write_whole(path, [sink.getvalue()])
 
 

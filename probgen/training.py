@@ -223,25 +223,31 @@ class _Run:
 
     def evaluate(self, data: Tensor) -> bool:
         """Scores the held-out rows with the same draws each time, keeps the best state; whether to go on."""
-        self.objective.append(-math.fsum(self.recent) / len(self.recent))
         current = self._weights()
         if not len(self.held):
+            self.objective.append(-math.fsum(self.recent) / len(self.recent))
             self.best = {name: value.clone() for name, value in (self.average or current).items()}
             return True
         if self.average:
             self.model.load_state_dict(self.average)
-        with torch.no_grad():
-            parts = data[self.held].split(1024)
-            noise = torch.Generator().manual_seed(self.probe)
-            score = -sum(float(self.players[0].loss(p, noise, 1.0)) * len(p) for p in parts) / len(self.held)
-        if not self.validation or score > max(self.validation):
+        score = self._score(data)
+        if score > max(self.validation, default=-math.inf):
             self.best, self.waited = self._weights(), 0
         elif self.step > self.plan.grace * self.steps:
             self.waited += 1
         self.validation.append(score)
+        self.objective.append(score)
         if self.average:
             self.model.load_state_dict(current)
         return not (self.plan.patience and self.waited >= self.plan.patience)
+
+    @torch.no_grad()
+    def _score(self, data: Tensor) -> float:
+        """Minus the first player's loss a held-out row."""
+        noise, total = torch.Generator().manual_seed(self.probe), 0.0
+        for part in data[self.held].split(1024):
+            total += float(self.players[0].loss(part, noise, 1.0)) * len(part)
+        return -total / len(self.held)
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, flat."""

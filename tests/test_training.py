@@ -116,8 +116,8 @@ def at_call(monkeypatch, loss, k, act):
     """Puts ``act(value)`` in place of a loss's value at its k-th training call."""
     calls, real = [], loss.forward
 
-    def forward(self, x, generator):
-        value = real(self, x, generator)
+    def forward(self, x, generator, share):
+        value = real(self, x, generator, share)
         if not torch.is_grad_enabled():
             return value
         calls.append(1)
@@ -236,7 +236,7 @@ def test_other_data_are_refused(broken, rows):
 @pytest.mark.parametrize(
     "other",
     [
-        {"steps": STEPS + 1}, {"batch_size": 15}, {"learning_rate": 2e-3}, {"validation": 0.2}, {"weight_decay": 0.0},
+        {"steps": STEPS + 1}, {"batch_size": 15}, {"learning_rate": 5e-3}, {"validation": 0.2}, {"weight_decay": 0.0},
         {"patience": 3}, {"ema": 0.5}, {"budget": 1.0}, {"steps": None, "budget": 0.1},
     ],
 )  # fmt: skip
@@ -385,9 +385,9 @@ def test_ctrl_c_between_the_players_of_a_gan_returns_the_best_state(seen, monkey
 def test_ctrl_c_while_the_held_out_rows_are_scored_returns_the_best_state(run, seen, monkeypatch):
     real, calls = vae._NegativeELBO.forward, []
 
-    def forward(self, x, generator):
+    def forward(self, x, generator, share):
         calls.extend([] if torch.is_grad_enabled() else [1])
-        return interrupt(x) if len(calls) == 4 else real(self, x, generator)
+        return interrupt(x) if len(calls) == 4 else real(self, x, generator, share)
 
     monkeypatch.setattr(vae._NegativeELBO, "forward", forward)
     model = interrupted(run)
@@ -662,7 +662,7 @@ class Pull(nn.Module):
         super().__init__()
         self.toy = [toy]  # in a list, so that the two modules do not hold each other
 
-    def forward(self, x, generator):
+    def forward(self, x, generator, share):
         (toy,) = self.toy
         if torch.is_grad_enabled():
             toy.trained.append(x[:, 0].tolist())
@@ -701,7 +701,7 @@ def test_early_stopping_stops_and_keeps_the_best_state():
     toy = Toy(script=script)
     weights = []
     real = toy.pull.forward
-    toy.pull.forward = lambda x, g: (weights.append(toy.w.detach().clone()), real(x, g))[1]
+    toy.pull.forward = lambda x, g, share: (weights.append(toy.w.detach().clone()), real(x, g, share))[1]
     report = play(toy, steps=9, evaluations=9, patience=3)
     assert report.stopped == "early stopping"
     assert report.validation == (1.0, 0.5, 2.0, 5.0, 4.0, 5.0, 3.0)
@@ -762,7 +762,7 @@ def test_a_huge_gradient_is_clipped_to_its_norm_unless_clip_is_zero(clip, moved)
 
 def test_a_gradient_that_is_one_number_for_all_cells_is_clipped_too(monkeypatch):
     toy = Toy()
-    monkeypatch.setattr(Pull, "forward", lambda pull, x, generator: 1e6 * toy.w.sum())  # its gradient is a view
+    monkeypatch.setattr(Pull, "forward", lambda pull, x, generator, share: 1e6 * toy.w.sum())  # its gradient is a view
     play(toy, optimiser=torch.optim.SGD, steps=1, clip=10.0, learning_rate=1.0, validation=0.0)
     assert float(toy.w.detach().norm()) == pytest.approx(10.0, rel=1e-4)
 
@@ -786,9 +786,9 @@ def test_neither_the_average_nor_the_evaluations_disturb_the_descent(plan):
     for options in ({}, plan):
         toy, path = Toy(), []
         real = toy.pull.forward
-        toy.pull.forward = lambda x, g, toy=toy, path=path, real=real: (
+        toy.pull.forward = lambda x, g, share, toy=toy, path=path, real=real: (
             path.extend([toy.w.tolist()] if torch.is_grad_enabled() else []),
-            real(x, g),
+            real(x, g, share),
         )[1]
         play(toy, steps=12, batch_size=9, learning_rate=0.1, **options)
         paths.append(path)
@@ -799,7 +799,7 @@ def test_neither_the_average_nor_the_evaluations_disturb_the_descent(plan):
 def test_the_model_ends_with_the_moving_average():
     toy, path = Toy(), []
     real = toy.pull.forward
-    toy.pull.forward = lambda x, g: (path.append(toy.w.detach().clone()), real(x, g))[1]
+    toy.pull.forward = lambda x, g, share: (path.append(toy.w.detach().clone()), real(x, g, share))[1]
     play(toy, optimiser=torch.optim.SGD, steps=30, ema=0.6, learning_rate=0.1, validation=0.0)
     average = path[0]
     for step, w in enumerate(path[1:], 1):

@@ -1,7 +1,9 @@
 """Numbers in a box: vectors, images, single values."""
 
 import math
+import operator
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probgen import frames
 from probgen.errors import DataError, ParameterError, ShapeError, SupportError
-from probgen.events.cells import float_cells, name_cells, row_hash, to_form, whole
+from probgen.events.cells import row_hash, to_form, whole
 from probgen.events.event import Checked, Event, refuse_empty
+from probgen.events.outside import float_cells, name_cells
 from probgen.logprob import Fingerprint
 
 Support = Literal["real", "positive", "unit", "count"]
@@ -40,22 +44,25 @@ class Array(Event):
     missing: bool = False
 
     def __post_init__(self) -> None:
-        shape = (self.shape,) if isinstance(self.shape, int) else tuple(int(s) for s in self.shape)
-        object.__setattr__(self, "shape", shape)
-        if any(s < 1 for s in shape):
-            raise ParameterError(f"shape={shape}", "positive sizes")
+        shape = _whole("shape", self.shape)
+        object.__setattr__(self, "shape", (shape,) if isinstance(shape, int) else shape)
+        if any(s < 1 for s in self.shape):
+            raise ParameterError(f"shape={self.shape}", "positive sizes")
         if self.support not in _SUPPORTS:
             raise ParameterError(f"support={self.support!r}", f"one of {', '.join(_SUPPORTS)}")
-        if isinstance(self.levels, Sequence):
-            object.__setattr__(self, "levels", tuple(int(v) for v in self.levels))
-            if shape != (len(self.levels),):  # type: ignore[arg-type]
-                raise ParameterError(f"levels={self.levels} with shape={shape}", "one number of levels an entry")
-        if self.levels is not None and (min(np.atleast_1d(self.levels)) < 2 or self.resolution is not None):
+        if self.levels is not None:
+            object.__setattr__(self, "levels", _whole("levels", self.levels))
+            self._check_levels()
+        object.__setattr__(self, "resolution", positive_step(self.resolution))
+
+    def _check_levels(self) -> None:
+        if isinstance(self.levels, tuple) and self.shape != (len(self.levels),):
+            raise ParameterError(f"levels={self.levels} with shape={self.shape}", "one number of levels an entry")
+        each = self.levels if isinstance(self.levels, tuple) else (self.levels,)
+        if not all(2 <= levels <= frames.EXACT for levels in each) or self.resolution is not None:  # type: ignore
             raise ParameterError(
                 f"levels={self.levels}, resolution={self.resolution}", "levels >= 2, without resolution"
             )
-        if self.resolution is not None and not (0 < self.resolution < math.inf):
-            raise ParameterError(f"resolution={self.resolution}", "a positive step, such as 0.1")
 
     @property
     def dims(self) -> int:
@@ -71,12 +78,9 @@ class Array(Event):
     def measure(self) -> str:
         if self.levels is not None or self.support == "count":
             return "counting"
-        unit = f"({self.unit})" if self.unit else ""
-        return (
-            f"counting({self.resolution:g}{' ' + self.unit if self.unit else ''})"
-            if self.resolution
-            else f"lebesgue{unit}"
-        )
+        if self.resolution is None:
+            return f"lebesgue({self.unit})" if self.unit else "lebesgue"
+        return f"counting({exact(self.resolution)}{' ' + self.unit if self.unit else ''})"
 
     def check(self, data: Any) -> Checked:
         values, keys, form = float_cells(data)
@@ -96,7 +100,7 @@ class Array(Event):
         seen = ~np.isnan(values.reshape(len(values), -1))
         return Fingerprint(keys, row_hash(values), seen.sum(axis=1), repr(self), self.measure, whole(values))
 
-    def check_cells(self, cells: np.ndarray, keys: np.ndarray, names: Sequence[str] | None = None) -> None:
+    def check_cells(self, cells: np.ndarray, keys: Any, names: Sequence[str] | None = None) -> None:
         """Refuses cells (n, dims) outside the support, by row and column."""
         name_cells(
             np.isinf(cells), cells, keys, names, "is infinite", "finite numbers", "Remove or cap them", DataError
@@ -109,39 +113,30 @@ class Array(Event):
         with np.errstate(invalid="ignore"):
             bad, wanted = self._outside(cells)
         name_cells(
-            bad & ~np.isnan(cells),
-            cells,
-            keys,
-            names,
-            "is outside the support",
-            wanted,
-            f"Event: {self!r}",
+            bad & ~np.isnan(cells), cells, keys, names, "is outside the support", wanted, f"Event: {self!r}",
             SupportError,
-        )
+        )  # fmt: skip
 
     def _outside(self, cells: np.ndarray) -> tuple[np.ndarray, str]:
         if self.levels is not None:
             top = self.cell_levels - 1
-            wanted = f"whole numbers 0..{top[0] if len(set(top)) == 1 else list(top)}"
+            wanted = f"whole numbers 0..{top[0] if len(set(top)) == 1 else top.tolist()}"
             return (cells < 0) | (cells > top) | (cells != np.round(cells)), wanted
         if self.support == "count":
-            return (cells < 0) | (cells != np.round(cells)), "whole numbers from 0"
+            return (cells < 0) | (cells > frames.EXACT) | (cells != np.round(cells)), "whole numbers from 0 to 2**53"
         if self.support == "unit":
             return (cells < 0) | (cells > 1), "numbers from 0 to 1"
         bad = cells <= 0 if self.support == "positive" else np.zeros(cells.shape, dtype=bool)
         if self.resolution is None:
             return bad, "numbers > 0"
-        steps = cells / self.resolution
-        return bad | (
-            abs(steps - np.round(steps)) > 1e-6 * np.maximum(1, abs(steps))
-        ), f"multiples of {self.resolution:g}"
+        return bad | ~_is_multiple(cells, self.resolution), f"multiples of {exact(self.resolution)}"
 
     def ties(self, x: Tensor) -> str | None:
         """A warning when a density is fitted to rounded data: its likelihood can then be made as high as one likes."""
         if self.discrete or len(x) < 20:
             return None
         cells = x[:5000].reshape(min(len(x), 5000), -1).numpy()
-        shares = np.array([1 - len(np.unique(column)) / len(column) for column in cells.T[:256]])
+        shares = np.array([_repeats(column[~np.isnan(column)]) for column in cells.T[:256]])
         worst = int(shares.argmax())
         if shares[worst] <= 0.05:
             return None
@@ -154,3 +149,42 @@ class Array(Event):
         cells = x.detach().cpu().to(torch.float64)
         whole_numbers = self.levels is not None or self.support == "count"
         return to_form(cells.to(torch.int64) if whole_numbers and not cells.isnan().any() else cells, form)
+
+
+def positive_step(step: Any) -> float | None:
+    """A resolution as a plain number; None stays None."""
+    if step is None:
+        return None
+    step = step.item() if isinstance(step, np.generic) else step
+    if not isinstance(step, int | float) or isinstance(step, bool) or not 0 < step < math.inf:
+        raise ParameterError(f"resolution={step!r}", "a positive step, such as 0.1")
+    return step
+
+
+def exact(step: float) -> str:
+    """The shortest text that reads back as this number: "0.1", "1"."""
+    return repr(float(step)).removesuffix(".0")
+
+
+def _whole(name: str, value: Any) -> int | tuple[int, ...]:
+    """A plain int or a tuple of them, from Python's, NumPy's or torch's."""
+    with suppress(TypeError):
+        return operator.index(value)
+    with suppress(TypeError):
+        return tuple(operator.index(v) for v in value)
+    raise ParameterError(f"{name}={value!r}", "a whole number, or a tuple of them")
+
+
+def _is_multiple(cells: np.ndarray, step: float) -> np.ndarray:
+    """Whether cells are multiples of a step but for rounding: of the division, of decimals, or of float32 data."""
+    with np.errstate(all="ignore"):
+        quotient = cells / step
+        nearest = np.round(quotient)
+        bad = ~(abs(quotient - nearest) <= 1e-6)
+        q, n = quotient[bad], nearest[bad]
+        bad[bad] = (abs(q - n) > 1e-6 + 2 * np.spacing(abs(q))) & (cells[bad] != (n * step).astype(np.float32))
+    return ~bad & (abs(quotient) <= 2.0**52)
+
+
+def _repeats(values: np.ndarray) -> float:
+    return 1 - len(np.unique(values)) / len(values) if len(values) >= 20 else 0.0

@@ -17,12 +17,13 @@ class Checked:
     Arguments:
         x: Tensor (n, ...), Ragged, or a dict of parts.
         about: Fingerprint of the rows.
-        form: What came in and results go back as: "numpy", "torch", "pandas", "polars", "pyarrow", "list", "dict".
+        form: What came in and results go back as: "numpy", "torch", "pandas", "polars", "pyarrow", "list", "dict";
+            for a record a dict of the forms of its parts.
     """
 
     x: Any
     about: Fingerprint
-    form: str
+    form: Any
 
     def __len__(self) -> int:
         return len(self.about.keys)
@@ -49,7 +50,7 @@ class Event(ABC):
         """
 
     @abstractmethod
-    def restore(self, x: Any, form: str = "numpy") -> Any:
+    def restore(self, x: Any, form: Any = "numpy") -> Any:
         """Checked tensors in the user's form."""
 
     @property

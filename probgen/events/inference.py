@@ -1,19 +1,20 @@
 """The event that fits some data."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from probgen import frames
 from probgen.errors import DataError, ShapeError
 from probgen.events.array import Array
-from probgen.events.cells import Ragged, float_cells, whole
+from probgen.events.cells import Ragged, whole
 from probgen.events.event import Event, refuse_empty
+from probgen.events.outside import columns, is_ragged, numbers, rows, unboxed
 from probgen.events.record import Record
 from probgen.events.sequences import Series, Text
 from probgen.events.table import Category, Column, Count, Real, Table
@@ -28,28 +29,49 @@ def infer(data: Any) -> Event:
     of strings are text, lists of unequal arrays are series, other dicts are records.
     """
     if isinstance(data, Mapping) and not all(_is_column(values) for values in data.values()):
-        return Record(**{str(name): infer(part) for name, part in data.items()})
+        return Record(
+            **{name: infer(part) for name, part in zip(frames.distinct_names(data), data.values(), strict=True)}
+        )
     if frames.is_frame(data) or isinstance(data, Mapping | os.PathLike) or _is_table_path(data):
         return _infer_table(data)
-    if isinstance(data, str) or (isinstance(data, Sequence) and data and all(isinstance(v, str) for v in data)):
+    if isinstance(data, str):
         return Text()
-    if isinstance(data, Ragged) or (isinstance(data, list) and data and len({np.shape(v) for v in data}) > 1):
-        values = (
-            data.values.numpy() if isinstance(data, Ragged) else np.concatenate([np.asarray(part) for part in data])
+    data = unboxed(data)
+    if isinstance(data, Ragged) or is_ragged(data):
+        return _infer_series(data)
+    values, missing = rows(data)
+    refuse_empty(values.size)
+    if values.ndim == 1 and set(map(type, values.tolist())) == {str}:
+        return Text()
+    cells = _typed(values, missing)
+    return Array(values.shape[1:], **_infer_cells(cells[~missing]), missing=bool(missing.any()))
+
+
+def _infer_series(data: Any) -> Series:
+    parts = (
+        [data.values] if isinstance(data, Ragged) else data[:1] if isinstance(data, tuple) and len(data) == 2 else data
+    )
+    steps = [_typed(*rows(part)) for part in parts]
+    if len({step.shape[1:] for step in steps}) > 1:
+        raise ShapeError(
+            f"Sequences of shapes {', '.join(str(s.shape) for s in steps[:3])}",
+            "one shape for every step",
+            "Check them",
         )
-        return Series(values.shape[1:], **_infer_cells(values))
-    if isinstance(data, np.ma.MaskedArray):
-        return replace(infer(data.compressed()), shape=data.shape[1:], missing=bool(np.ma.getmaskarray(data).any()))
-    array = np.asarray(data.detach().cpu() if isinstance(data, Tensor) else data)
-    if array.ndim == 0:
-        raise ShapeError(f"A single {type(data).__name__}", "rows of observations: an array (n, ...), a frame, a list")
-    refuse_empty(array.size)
-    cells = array if array.dtype.kind in "iubf" else float_cells(data)[0]
-    return Array(array.shape[1:], **_infer_cells(cells))
+    values = np.concatenate(steps)
+    return Series(values.shape[1:], **_infer_cells(values))
+
+
+def _typed(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
+    """Numbers in their own type where nothing is missing, else as floats."""
+    exact = values.dtype.kind in "iub"
+    return values if exact else numbers(values, missing, np.arange(len(values)))
 
 
 def _is_column(values: Any) -> bool:
-    return not isinstance(values, str) and np.ndim(values) == 1
+    with suppress(DataError):
+        return not isinstance(values, str) and rows(values)[0].ndim == 1
+    return False
 
 
 def _is_table_path(data: Any) -> bool:
@@ -70,31 +92,38 @@ def _infer_cells(values: np.ndarray) -> dict[str, Any]:
 
 
 def _infer_table(data: Any) -> Table:
-    if isinstance(data, str | os.PathLike):
-        data = frames.read(data)
-    raw, _, levels = frames.columns(frames.table(data) if isinstance(data, Mapping) else data)
-    if not raw:
-        raise DataError("A table without columns", "at least one column")
-    return Table({name: _infer_column(name, *cells, levels.get(name)) for name, cells in raw.items()})
+    found = columns(data)
+    if not found.cells:
+        raise DataError("A table without columns", "at least one column", "Check how it was read or filtered")
+    return Table({name: _infer_column(name, *cells, found.levels.get(name)) for name, cells in found.cells.items()})
 
 
 def _infer_column(name: str, values: np.ndarray, missing: np.ndarray, levels: list | None) -> Column:
-    seen = values[~missing]
-    if levels is not None:
-        return Category(tuple(levels))
+    values = values.astype(object) if values.dtype == bool else values
+    seen = values[~missing].tolist() if values.dtype == object else values[~missing]
+    seen = seen if levels is None else levels
+    kinds = set(map(type, seen)) if values.dtype == object else {values.dtype.type}
     if not len(seen):
         raise DataError(
             f"Column {name!r} has no values", "at least one", "Drop the column, or declare it in events.Table"
         )
-    if values.dtype == object:
-        kinds = {type(v) for v in seen.tolist()}
-        if not kinds <= {str, bool}:
-            raise DataError(
-                f"Column {name!r} holds {', '.join(sorted(k.__name__ for k in kinds))}", "numbers, strings or booleans",
-                "Convert it first (dates to numbers, say), or drop it",
-            )  # fmt: skip
-        return Category(tuple(sorted(set(seen.tolist()), key=str)))
-    if values.dtype.kind == "f" and not (missing.any() and whole(seen)):
+    counted = all(issubclass(kind, int | float | Decimal | np.number) for kind in kinds)
+    if not (kinds <= {str, bool} or counted or (levels is not None and kinds <= {str, bool, int, float})):
+        raise DataError(
+            f"Column {name!r} holds {', '.join(sorted(k.__name__ for k in kinds))}", "numbers, strings or booleans",
+            "Convert it first (dates to numbers, say), or drop it",
+        )  # fmt: skip
+    if levels is not None:
+        return Category(tuple(levels))
+    if kinds <= {str, bool}:
+        return Category(tuple(sorted(set(seen), key=str)))
+    return _infer_numbers(numbers(values, missing, np.arange(len(values)), [name]), kinds)
+
+
+def _infer_numbers(cells: np.ndarray, kinds: set[type]) -> Column:
+    seen = cells[~np.isnan(cells)]
+    counted = len(seen) < len(cells) or all(issubclass(kind, int | np.integer) for kind in kinds)
+    if not (counted and whole(seen)):
         return Real()
     distinct = np.unique(seen)
     if len(distinct) <= 20:

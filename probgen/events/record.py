@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from probgen import frames
 from probgen.errors import ParameterError, ShapeError
 from probgen.events.cells import row_hash
 from probgen.events.event import Checked, Event
+from probgen.events.outside import named
 
 
 @dataclass(frozen=True, repr=False, init=False)
@@ -17,7 +19,7 @@ class Record(Event):
 
     parts: Mapping[str, Event]
 
-    def __init__(self, **parts: Event) -> None:
+    def __init__(self, /, **parts: Event) -> None:
         if not parts or not all(isinstance(part, Event) for part in parts.values()):
             raise ParameterError(f"parts={parts!r}", "events by name: Record(image=Array(...), caption=Text())")
         object.__setattr__(self, "parts", parts)
@@ -27,15 +29,24 @@ class Record(Event):
         return " x ".join(f"{name}:{part.measure}" for name, part in sorted(self.parts.items()))
 
     def check(self, data: Any) -> Checked:
-        if not isinstance(data, Mapping) or not set(data) <= set(self.parts):
-            came = sorted(data) if isinstance(data, Mapping) else type(data).__name__
+        given = dict(zip(frames.distinct_names(data), data.values(), strict=True)) if isinstance(data, Mapping) else {}
+        if not isinstance(data, Mapping) or not set(given) <= set(self.parts):
+            came = list(data) if isinstance(data, Mapping) else type(data).__name__
             raise ShapeError(
                 f"A record of {came}", f"a dict with the parts {sorted(self.parts)}", "None = part missing"
             )
-        checked = {name: part.check(data[name]) for name, part in self.parts.items() if data.get(name) is not None}
+        checked = {}
+        for name, part in self.parts.items():
+            if given.get(name) is not None:
+                with named(f"Part {name!r}"):
+                    checked[name] = part.check(given[name])
         sizes = {name: len(part) for name, part in checked.items()}
         if len(set(sizes.values())) != 1:
-            raise ShapeError(f"Parts of {sizes} rows", "the same number of rows in each part, at least one part")
+            raise ShapeError(
+                f"Parts of {sizes} rows",
+                "the same number of rows in each part, at least one part",
+                "None = part missing",
+            )
         prints = [part.about for part in checked.values()]
         about = replace(
             prints[0],
@@ -46,10 +57,17 @@ class Record(Event):
             integers=all(p.integers for p in prints),
             bytes=None,
         )
-        return Checked({name: checked[name].x if name in checked else None for name in self.parts}, about, "dict")
+        forms = {name: part.form for name, part in checked.items()}
+        return Checked({name: checked[name].x if name in checked else None for name in self.parts}, about, forms)
 
-    def restore(self, x: Mapping[str, Any], form: str = "dict") -> dict[str, Any]:
-        return {name: None if x[name] is None else part.restore(x[name]) for name, part in self.parts.items()}
+    def restore(self, x: Mapping[str, Any], form: Any = "dict") -> dict[str, Any]:
+        """Each part in its own form, where ``form`` names them by part, else in the form natural to it."""
+        forms = form if isinstance(form, Mapping) else {}
+        restored = {}
+        for name, part in self.parts.items():
+            given = (forms[name],) if name in forms else ()
+            restored[name] = None if x[name] is None else part.restore(x[name], *given)
+        return restored
 
 
 def _joint_hash(parts: Mapping[str, np.ndarray]) -> np.ndarray:

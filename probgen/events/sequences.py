@@ -1,6 +1,8 @@
 """Observations of varying length: series of numbers, and text."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +13,9 @@ from torch import Tensor
 from probgen import frames
 from probgen.errors import DataError, ParameterError, ShapeError
 from probgen.events.array import Array, Support
-from probgen.events.cells import Ragged, float_cells, row_hash, whole
+from probgen.events.cells import Ragged, row_hash, whole
 from probgen.events.event import Checked, Event, refuse_empty
+from probgen.events.outside import blanked, float_cells, is_array, named, rows, unboxed
 from probgen.logprob import Fingerprint
 
 
@@ -66,9 +69,8 @@ class Series(Event):
                 )
         values = np.concatenate(parts)
         lengths = np.array([len(part) for part in parts])
-        steps = np.array([f"{i}, step {t}" for i, n in enumerate(lengths) for t in range(n)], dtype=object)
         cells = values.reshape(len(values), -1)
-        self.step.check_cells(cells, steps)
+        self.step.check_cells(cells, _Steps(lengths))
         ragged = Ragged(torch.from_numpy(values), torch.from_numpy(lengths))
         seen = np.add.reduceat((~np.isnan(cells)).sum(axis=1), ragged.starts.numpy())
         about = Fingerprint(np.arange(len(parts)), row_hash(ragged), seen, repr(self), self.measure, whole(values))
@@ -83,27 +85,54 @@ class Series(Event):
         return np.stack(parts) if form == "array" and len(set(map(len, parts))) == 1 else parts
 
 
+class _Steps:
+    """Row keys of single steps: "3, step 7"."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.ends = np.cumsum(lengths)
+
+    def __getitem__(self, place: int) -> str:
+        row = int(np.searchsorted(self.ends, place, side="right"))
+        return f"{row}, step {place - (self.ends[row - 1] if row else 0)}"
+
+
 def _sequences(data: Any, rank: int) -> tuple[list[np.ndarray], str]:
     """Sequences as float arrays, each (T, *shape)."""
-    if isinstance(data, list | tuple) and not data:
-        return [], "list"
+    data = unboxed(data)
     if isinstance(data, Ragged):
-        return [part.to(torch.float64).numpy() for part in data.split()], "list"
+        data = data.values, data.lengths
     if isinstance(data, tuple) and len(data) == 2:
-        values, lengths = float_cells(data[0])[0], np.asarray(data[1])
-        if lengths.ndim != 1 or lengths.dtype.kind not in "iu" or (lengths < 1).any() or lengths.sum() != len(values):
-            raise ShapeError(
-                f"lengths {lengths.tolist()[:8]} for {len(values)} rows",
-                "positive whole numbers that add up to the number of rows",
-                "Give a list of arrays instead, one a sequence",
-            )
-        return np.split(values, np.cumsum(lengths)[:-1]), "list"
-    if isinstance(data, list | tuple) and data and np.ndim(data[0]) == rank + 1:
-        return [float_cells(part)[0] for part in data], "torch" if isinstance(data[0], Tensor) else "list"
-    values = float_cells(data)[0]
+        return _split(*data), "list"
+    if isinstance(data, list | tuple) and any(map(is_array, set(map(type, data)))):
+        parts = [_sequence(i, part) for i, part in enumerate(data)]
+        if parts[0].ndim > rank:
+            return parts, "torch" if isinstance(data[0], Tensor) else "list"
+    values, _, form = float_cells(data)
     if values.ndim == rank + 2:
         return list(values), "array"
-    return [values], "list"
+    return [values] if values.size or form != "list" else [], "list"
+
+
+def _sequence(i: int, part: Any) -> np.ndarray:
+    if not is_array(type(part)):
+        raise DataError(f"Sequence {i} is {part!r:.80}", "an array or list of steps", "Drop the row, or give its steps")
+    with named(f"Sequence {i}"):
+        return float_cells(part)[0]
+
+
+def _split(data: Any, lengths: Any) -> list[np.ndarray]:
+    values, counts = float_cells(data)[0], np.empty(0)
+    with suppress(DataError):
+        counts = rows(lengths)[0]
+    whole_numbers = counts.ndim == 1 and counts.dtype.kind in "iu"
+    if not whole_numbers or (counts < 1).any() or sum(counts.tolist()) != len(values):
+        shown = lengths.tolist() if isinstance(lengths, np.ndarray | Tensor) else lengths
+        raise ShapeError(
+            f"lengths {shown!r:.80} for {len(values)} rows",
+            "positive whole numbers that add up to the number of rows",
+            "Give a list of arrays instead, one a sequence",
+        )
+    return np.split(values, np.cumsum(counts.astype(np.int64))[:-1]) if len(counts) else []
 
 
 @dataclass(frozen=True, repr=False)
@@ -127,18 +156,36 @@ class Text(Event):
         return f"counting({self.tokenizer})"
 
     def check(self, data: Any) -> Checked:
-        texts = [data] if isinstance(data, str) else list(data)
+        texts = _texts(data)
         refuse_empty(len(texts))
-        for i, text in enumerate(texts):
-            if not isinstance(text, str) or not text:
-                raise DataError(f"Row {i} is {text!r}", "a string that is not empty", "Drop or fill the row")
-        coded = [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in texts]
+        coded = [_code(i, text) for i, text in enumerate(texts)]
         lengths = np.array([len(code) for code in coded])
-        ragged = Ragged(torch.from_numpy(np.concatenate(coded)), torch.from_numpy(lengths))
-        keys = np.arange(len(texts))
-        return Checked(
-            ragged, Fingerprint(keys, row_hash(ragged), lengths, repr(self), self.measure, True, lengths), "list"
-        )
+        values = np.frombuffer(b"".join(coded), dtype=np.uint8).astype(np.int64)
+        ragged = Ragged(torch.from_numpy(values), torch.from_numpy(lengths))
+        keys = frames.keys(data, len(texts))
+        about = Fingerprint(keys, row_hash(ragged), lengths, repr(self), self.measure, True, lengths)
+        return Checked(ragged, about, "list")
 
     def restore(self, x: Ragged, form: str = "list") -> list[str]:
         return [bytes(part.tolist()).decode(errors="replace") for part in x.split()]
+
+
+_STRINGS = "strings: a list, an array or one column"
+
+
+def _texts(data: Any) -> list:
+    if isinstance(data, str):
+        return [data]
+    if frames.is_frame(data) or isinstance(data, Mapping):
+        raise DataError(f"A {type(data).__name__} for text", _STRINGS, "Choose the column: frame['text']")
+    values, missing = rows(list(data) if isinstance(data, Iterator) else data)
+    if values.ndim != 1:
+        raise ShapeError(f"A {type(data).__name__} of shape {values.shape} for text", _STRINGS, "Choose one column")
+    return blanked(values, missing).tolist()
+
+
+def _code(i: int, text: Any) -> bytes:
+    with suppress(UnicodeEncodeError):
+        if isinstance(text, str) and text:
+            return text.encode()
+    raise DataError(f"Row {i} is {text!r:.80}", "a string that is not empty, in Unicode", "Drop or fill the row")

@@ -1,8 +1,8 @@
 """Rows of named columns of mixed types."""
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from probgen import frames
 from probgen.errors import DataError, ParameterError, ShapeError, SupportError, nearest
-from probgen.events.array import Array, Support
-from probgen.events.cells import float_cells, is_missing, name_cells, row_hash, to_form, whole
+from probgen.events.array import Array, Support, exact, positive_step
+from probgen.events.cells import row_hash, to_form, whole
 from probgen.events.event import Checked, Event, refuse_empty
+from probgen.events.outside import columns, is_missing, name_cells, numbers
 from probgen.logprob import Fingerprint
 
 
@@ -34,6 +35,9 @@ class Real(Column):
     resolution: float | None = None
     positive: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", positive_step(self.resolution))
+
 
 @dataclass(frozen=True, repr=False)
 class Count(Column):
@@ -47,31 +51,60 @@ class Category(Column):
     levels: tuple = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.levels, str | bytes) or not isinstance(self.levels, Iterable):
+            raise ParameterError(f"levels={self.levels!r}", "a tuple of levels, such as ('no', 'yes')")
         levels = tuple(level.item() if isinstance(level, np.generic) else level for level in self.levels)
         object.__setattr__(self, "levels", levels)
-        if len(set(levels)) < len(levels) or not levels:
-            raise ParameterError(f"levels={levels}", "at least one level, each once")
+        if not levels or any(map(is_missing, levels)) or not all(map(_is_hashable, levels)):
+            raise ParameterError(
+                f"levels={levels}", "at least one level: strings, numbers, booleans", "Leave None and NaN out"
+            )
+        if len(set(levels)) < len(levels):
+            raise ParameterError(f"levels={levels}", "each level once (1, 1.0 and True are the same)")
 
     def codes(self, name: str, values: np.ndarray, missing: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Positions in ``levels``, NaN where missing; an unseen level is named by row, column and value."""
         place = {level: float(i) for i, level in enumerate(self.levels)}
-        distinct, inverse = _distinct(np.where(missing, None, values) if missing.any() else values)
-        table = np.array([math.nan if is_missing(v) else place.get(v, -1.0) for v in distinct])
-        codes = table[inverse]
+        codes = np.fromiter((_place(place, value) for value in values.tolist()), dtype=np.float64, count=len(values))
+        codes[missing] = math.nan
+        unknown = np.flatnonzero(codes == _UNKNOWN)
+        codes[[i for i in unknown if is_missing(values[i])]] = math.nan
         name_cells(
-            codes == -1, values, keys, [name], "is no known level", f"one of {list(self.levels)[:12]}",
+            codes == _STRANGE, values, keys, [name], "is no level", "strings, numbers or booleans",
+            "Convert the column to one value a row", DataError,
+        )  # fmt: skip
+        name_cells(
+            codes == _UNKNOWN, values, keys, [name], "is no known level", f"one of {list(self.levels)[:12]}",
             "Fit on data that hold it, or declare it in events.Category(levels)", SupportError,
         )  # fmt: skip
         return codes
 
+    def cells(self, codes: np.ndarray) -> np.ndarray:
+        """The levels at some codes, masked where NaN."""
+        kinds = set(map(type, self.levels))
+        typed = len(kinds) == 1 and (
+            kinds <= {bool, float} or (kinds == {int} and max(map(abs, self.levels)) <= frames.EXACT)
+        )
+        levels = np.array(self.levels) if typed else frames.objects(self.levels, len(self.levels))
+        missing = np.isnan(codes)
+        cells = levels[np.where(missing, 0, codes).astype(int)]
+        return np.ma.MaskedArray(cells, missing) if missing.any() else cells
 
-def _distinct(values: np.ndarray) -> tuple[list, np.ndarray]:
-    if values.dtype != object:
-        distinct, inverse = np.unique(values, return_inverse=True)
-        return distinct.tolist(), inverse.reshape(-1)
-    place: dict[Any, int] = {}
-    inverse = np.array([place.setdefault(v, len(place)) for v in values.tolist()], dtype=np.int64)
-    return list(place), inverse
+
+def _is_hashable(value: Any) -> bool:
+    with suppress(TypeError):
+        return isinstance(hash(value), int)
+    return False
+
+
+_UNKNOWN, _STRANGE = -1.0, -2.0
+
+
+def _place(places: dict[Any, float], value: Any) -> float:
+    try:
+        return places.get(value, _UNKNOWN)
+    except (TypeError, ValueError):  # cells that can't be hashed or compared
+        return _STRANGE
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +120,8 @@ class Table(Event):
     missing: bool = True
 
     def __post_init__(self) -> None:
-        if not self.columns or not all(isinstance(c, Column) for c in self.columns.values()):
+        named = isinstance(self.columns, Mapping) and all(isinstance(name, str) for name in self.columns)
+        if not self.columns or not named or not all(isinstance(c, Column) for c in self.columns.values()):
             raise ParameterError(f"columns={self.columns!r}", "a dict of name: Real(), Count() or Category(levels)")
         object.__setattr__(self, "columns", dict(self.columns))
 
@@ -102,13 +136,13 @@ class Table(Event):
     @staticmethod
     def _measure_of(name: str, column: Column) -> str:
         if isinstance(column, Real):
-            step = f" {column.resolution:g}" if column.resolution else ""
+            step = f" {exact(column.resolution)}" if column.resolution else ""
             unit = f" {column.unit}" if column.unit else ""
             return f"{'counting' if step else 'lebesgue'}({name}{step}{unit})"
         return f"counting({name})"
 
     def check(self, data: Any) -> Checked:
-        raw, keys, form = _columns(data, list(self.columns))
+        raw, keys, _, form = columns(data, list(self.columns))
         lacking, extra = [c for c in self.columns if c not in raw], [c for c in raw if c not in self.columns]
         if lacking or extra:
             raise ShapeError(
@@ -132,10 +166,9 @@ class Table(Event):
         column = self.columns[name]
         if isinstance(column, Category):
             return column.codes(name, values, missing, keys)
-        numbers = float_cells(np.where(missing, None, values) if values.dtype == object else values, [name], keys)[0]
-        event = self.cell_event(column)
-        event.check_cells(np.where(missing, math.nan, numbers)[:, None], keys, [name])
-        return np.where(missing, math.nan, numbers)
+        cells = numbers(values, missing, keys, [name])
+        self.cell_event(column).check_cells(cells[:, None], keys, [name])
+        return cells
 
     @staticmethod
     def cell_event(column: Column) -> Array:
@@ -154,60 +187,24 @@ class Table(Event):
         return None
 
     def restore(self, x: Tensor, form: str = "pandas") -> Any:
+        """Levels and numbers in the user's form; "torch" gives a NumPy array where levels are no numbers."""
         cells = x.detach().cpu().numpy()
-        named = {name: _outside_column(column, cells[:, i]) for i, (name, column) in enumerate(self.columns.items())}
+        found = {name: _outside_column(column, cells[:, i]) for i, (name, column) in enumerate(self.columns.items())}
         if form not in ("numpy", "torch", "list"):
-            return named if form == "dict" else frames.native(named, form)
-        columns = [np.ma.filled(v.astype(object), None) if v.dtype.kind not in "iuf" else _with_nan(v) for v in named.values()]
-        return to_form(np.stack(columns, axis=1), form)
+            return found if form == "dict" else frames.native(found, form)
+        if all(values.dtype.kind in "iuf" for values in found.values()):
+            return to_form(np.stack([_with_nan(values) for values in found.values()], axis=1), form)
+        return to_form(np.stack([frames.objects(v.tolist(), len(v)) for v in found.values()], axis=1), form)
 
 
 def _with_nan(values: np.ndarray) -> np.ndarray:
     return np.ma.filled(np.ma.asarray(values, dtype=np.float64), math.nan)
 
 
-def _outside_column(column: Column, cells: np.ndarray) -> Any:
-    missing = np.isnan(cells)
+def _outside_column(column: Column, cells: np.ndarray) -> np.ndarray:
     if isinstance(column, Category):
-        levels = np.array(column.levels)
-        return (
-            np.ma.MaskedArray(levels[np.where(missing, 0, cells).astype(int)], missing)
-            if missing.any()
-            else levels[cells.astype(int)]
-        )
-    if isinstance(column, Count) and not missing.any():
-        return cells.astype(np.int64)
-    return np.ma.MaskedArray(cells, missing) if missing.any() else cells
-
-
-def _columns(
-    data: Any, names: Sequence[str] | None
-) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray, str]:
-    """Any table as named (values, missing) columns, row keys and form."""
-    if isinstance(data, str | os.PathLike):
-        data, form = frames.read(data), "pyarrow"
-    elif isinstance(data, Mapping):
-        data, form = frames.table(data), "dict"
-    elif frames.is_frame(data):
-        form = frames.form(data)
-    else:
-        return _unnamed_columns(data, names)
-    values, keys, _ = frames.columns(data)
-    return values, keys, form
-
-
-def _unnamed_columns(data: Any, names: Sequence[str] | None) -> tuple[dict, np.ndarray, str]:
-    form = "torch" if isinstance(data, Tensor) else "numpy"
-    try:
-        array = np.asarray(data.detach().cpu() if isinstance(data, Tensor) else data)
-    except ValueError as problem:
-        raise ShapeError("Rows of unequal length for a table", f"rows of the columns {names}") from problem
-    if array.ndim != 2 or names is None or array.shape[1] != len(names):
-        raise ShapeError(
-            f"{type(data).__name__} of shape {array.shape} for a table of columns {names}",
-            "a data frame, a dict of columns, a csv or Parquet path, or an array (n, columns)",
-            "Name the columns: pandas.DataFrame(x, columns=[...])",
-        )
-    masked = np.ma.getmaskarray(data) if isinstance(data, np.ma.MaskedArray) else np.zeros(array.shape, dtype=bool)
-    columns = {name: (array[:, i], masked[:, i]) for i, name in enumerate(names)}
-    return columns, np.arange(len(array)), form
+        return column.cells(cells)
+    missing = np.isnan(cells)
+    if missing.any():
+        return np.ma.MaskedArray(cells, missing)
+    return cells.astype(np.int64) if isinstance(column, Count) else cells

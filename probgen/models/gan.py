@@ -174,6 +174,7 @@ class _Pair(nn.Module):
 
 
 class _Discriminate(_Pair):
+    @torch.enable_grad()  # its penalty is made of slopes, also where it is only evaluated
     def forward(self, x: Tensor, generator: torch.Generator, share: float) -> Tensor:
         real, fake = (t.detach().requires_grad_() for t in self.pair(x, generator))
         on_real, on_fake = self.gan.discriminator(real), self.gan.discriminator(fake)
