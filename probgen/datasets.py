@@ -2,8 +2,8 @@
 
 import gzip
 import math
+import os
 import struct
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -46,26 +46,30 @@ class Dataset:
         """Training and held-out rows, in the form of the data; one single series is split in time.
 
         Raises:
-            ParameterError: a share outside (0, 1), or one that leaves a side without rows.
+            ParameterError: a share outside (0, 1), or one that leaves a side without rows; a negative seed.
         """
         if not 0 < test < 1:
             raise ParameterError(f"test={test}", "a share between 0 and 1")
+        if seed < 0:
+            raise ParameterError(f"seed={seed}", "a whole number from 0")
         checked = self.event.check(self.x)
         if isinstance(self.event, Series) and len(checked) == 1:
-            steps = checked.x.values
-            cut = len(steps) - max(1, round(test * len(steps)))
-            return self._restored([steps[:cut]]), self._restored([steps[cut:]])
+            steps = checked.x.values.numpy()
+            held = _held_out(test, len(steps), "step")
+            return [steps[:-held]], [steps[-held:]]
+        held = _held_out(test, len(checked), "row")
         order = np.random.default_rng(seed).permutation(len(checked))
-        held = max(1, round(test * len(checked)))
-        if held >= len(checked):
-            raise ParameterError(f"test={test} of {len(checked)} rows", "at least one row on each side")
         parts = np.sort(order[held:]), np.sort(order[:held])
         first, second = (self.event.restore(take(checked.x, rows), checked.form) for rows in parts)
         return first, second
 
-    @staticmethod
-    def _restored(parts: list[torch.Tensor]) -> list[np.ndarray]:
-        return [part.numpy() for part in parts]
+
+def _held_out(test: float, n: int, what: str) -> int:
+    """How many of n rows or steps are held out; at least one, and at least one is left."""
+    held = max(1, round(test * n))
+    if held >= n:
+        raise ParameterError(f"test={test} of {n} {what}{'s' * (n != 1)}", f"at least one {what} on each side")
+    return held
 
 
 def digits() -> Dataset:
@@ -187,8 +191,8 @@ def checkerboard(n: int = 2000, seed: int = 0) -> Dataset:
     x = corner + rng.uniform(size=(n, 2))
 
     def log_density(points: np.ndarray) -> np.ndarray:
-        cell = np.floor(points).astype(int)
-        black = (abs(np.asarray(points) - 1e-12) < 2).all(axis=1) & (cell.sum(axis=1) % 2 == 0)
+        cell = np.floor(points)
+        black = ((cell >= -2) & (cell < 2)).all(axis=1) & (cell.sum(axis=1) % 2 == 0)
         return np.where(black, -math.log(8), -math.inf)
 
     return Dataset("checkerboard", x, Array((2,)), "simulated, density known", log_density)
@@ -212,7 +216,7 @@ def load(name: str | PathLike) -> Dataset:
     """
     if name in _BUILT_IN:
         return _BUILT_IN[str(name)]()
-    if Path(name).exists():
+    if os.path.exists(name):
         x = read(name)
         return Dataset(Path(name).stem, x, infer(x), f"the file {name}")
     if Path(name).suffix or "/" in str(name):
@@ -231,8 +235,10 @@ def read(path: str | PathLike) -> Any:
         DataError: missing, empty, damaged or of another type; the message names the path.
     """
     path = Path(path)
-    if not path.exists():
-        raise DataError(f"There is no file {path}", "a path that exists")
+    if not os.path.exists(path):
+        raise DataError(f"There is no file {path}", "a path that exists", "Check the spelling")
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        raise DataError(f"{path} is a folder without Parquet files", "a file, or a folder of Parquet files", "Name one")
     kind = path.with_suffix("").suffix + path.suffix if path.suffix == ".gz" else path.suffix
     if path.is_dir() or kind.lower() in frames.SUFFIXES:
         return frames.read(path)
@@ -243,22 +249,34 @@ def read(path: str | PathLike) -> Any:
         raise DataError(f"{path} ends in {path.suffix!r}", f"one of {known}", "Convert the file")
     try:
         data = reader(path)
-    except (OSError, ValueError, EOFError, struct.error, zipfile.BadZipFile, UnicodeDecodeError) as problem:
-        if isinstance(problem, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as problem:  # zip, zlib, tokenize, struct: wrong bytes raise anything
         raise DataError(
             f"{path} can't be read: {problem}", f"a whole {kind or 'idx'} file", "Write or fetch it again"
         ) from problem
     if len(data) == 0:
-        raise DataError(f"{path} is empty", "at least one row")
+        raise DataError(f"{path} is empty", "at least one row", "Check how it was written")
     return data
 
 
+def _expect(path: Path, magic: bytes) -> None:
+    """Refuses a file that begins otherwise: NumPy would take it for a pickle and advise to trust it."""
+    with open(path, "rb") as file:
+        begins = file.read(len(magic))
+    if begins != magic:
+        raise DataError(
+            f"{path} does not begin like a {path.suffix} file", "one written by NumPy", "Write or fetch it again"
+        )
+
+
 def _read_npy(path: Path) -> np.ndarray:
+    _expect(path, b"\x93NUMPY")
     return np.atleast_1d(np.load(path, allow_pickle=False))
 
 
 def _read_npz(path: Path) -> np.ndarray:
+    _expect(path, b"PK")
     with np.load(path, allow_pickle=False) as arrays:
         if len(arrays.files) != 1 and "x" not in arrays.files:
             raise DataError(
@@ -268,15 +286,16 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_text(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
 
 
 def _read_idx(path: Path) -> np.ndarray:
     """LeCun's idx format: two zero bytes, a type, the number of dimensions, big-endian sizes, then the cells."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     types = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in types:
-        raise DataError(f"{path} does not begin like an idx file", "two zero bytes, a type and a number of dimensions")
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in types or not raw[3]:
+        wanted = "two zero bytes, a type and a number of dimensions"
+        raise DataError(f"{path} does not begin like an idx file", wanted, "Fetch it again")
     dims, cell = raw[3], np.dtype(types[raw[2]])
     shape = struct.unpack(f">{dims}I", raw[4 : 4 + 4 * dims])
     if len(raw) - 4 - 4 * dims != math.prod(shape) * cell.itemsize:

@@ -25,7 +25,7 @@ from probgen.logprob import Kind
 from probgen.model import GenerativeModel, Latent, pyro_pair
 
 ALPHA = 2e-6  # false-alarm rate of one statistical test; some fifty of them make 1e-4
-QUICK = {"VAE": {"steps": 60}, "GAN": {"steps": 30}, "Mixture": {"restarts": 1}}
+QUICK = {"VAE": {"steps": 400, "learning_rate": 0.01}, "GAN": {"steps": 30}, "Mixture": {"restarts": 1}}
 SMALL = {
     "VAE": {"latent_dim": 1, "hidden": (16,)},
     "GAN": {"latent_dim": 2, "hidden": (16,)},

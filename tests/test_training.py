@@ -720,7 +720,9 @@ def test_without_patience_nothing_stops_early_and_the_best_state_is_kept():
 
 def test_a_vae_that_can_not_improve_stops_early():
     report = fit("vae", learning_rate=0.0, patience=3).report
-    assert (report.stopped, len(report.validation), len(set(report.validation))) == ("early stopping", 4, 1)
+    assert (report.stopped, len(set(report.validation))) == ("early stopping", 1)
+    counted = [i for i in range(1, 41) if round(STEPS * i / 40) > 0.3 * STEPS]  # patience starts after the warm-up
+    assert report.steps <= round(STEPS * (counted[0] + 3) / 40) + 1
 
 
 @pytest.mark.parametrize(("steps", "warmup", "ramp"), [(2000, 100, 100), (2000, 0, 1), (50, 100, 5), (1, 100, 1)])
