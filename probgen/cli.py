@@ -5,9 +5,11 @@ import inspect
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,9 @@ _FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Data = Annotated[
     str, typer.Argument(help="An embedded data set (digits, iris, ...) or a csv, parquet, npz, idx, txt file.")
 ]
-_Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+_Seed = Annotated[int, typer.Option(min=0, help="Of every random draw.")]
+_Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+_COMPARISON = {"models", "samples.png", "scores.parquet", "summary.parquet"}
 _DONE, _OURS, _YOURS, _INTERRUPTED = 0, 1, 2, 130
 
 
@@ -41,7 +45,8 @@ def _command(**settings: Any) -> Callable[[Callable[..., None]], Callable[..., N
         @functools.wraps(run)
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
-                run(*args, **kwargs)
+                with _noted_warnings():
+                    run(*args, **kwargs)
             except ProbgenError as problem:
                 _say(f"probgen: {problem}")
                 raise SystemExit(_OURS if isinstance(problem, FitError) else _YOURS) from None
@@ -49,7 +54,7 @@ def _command(**settings: Any) -> Callable[[Callable[..., None]], Callable[..., N
                 _say("probgen: interrupted; nothing was written")
                 raise SystemExit(_INTERRUPTED) from None
             except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _mute()
                 raise SystemExit(_DONE) from None
             except Exception:
                 traceback.print_exc()
@@ -63,15 +68,49 @@ def _command(**settings: Any) -> Callable[[Callable[..., None]], Callable[..., N
 
 def main() -> None:
     """The entry point of the command ``probgen``."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # half-written folders are removed
     app()
 
 
+@contextmanager
+def _noted_warnings() -> Iterator[None]:
+    """Warnings as a line each, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _say(f"probgen: note: {message}")
+        yield
+
+
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    """A message; what files hold may be quoted in it, so control characters are made visible."""
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    print(_encodable(shown, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)  # noqa: T201
+    """A result, on standard output."""
+    try:
+        print(_encodable(text, sys.stdout), flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        _mute()
+        came = f"Standard output can't be written: {problem.strerror}"
+        raise StoreError(came, "a place with room", "Choose another") from problem
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """Text that the stream's encoding can hold."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("±", "+-").encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def _mute() -> None:
+    """Sends what is left for a broken standard output nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _options(extra: list[str]) -> dict[str, Any]:
@@ -80,11 +119,11 @@ def _options(extra: list[str]) -> dict[str, Any]:
     words = iter(extra)
     for word in words:
         if not word.startswith("--"):
-            raise ParameterError(f"The word {word!r}", "options as --name value")
+            raise ParameterError(f"The word {word!r}", "options as --name value", "Quote values that hold spaces")
         name, equals, value = word[2:].partition("=")
         value = value if equals else next(words, "")
         if not value:
-            raise ParameterError(f"The option --{name} without a value", f"--{name} VALUE")
+            raise ParameterError(f"The option --{name} without a value", f"--{name} VALUE", "Give one")
         options[name.replace("-", "_")] = _value(value)
     return options
 
@@ -106,11 +145,15 @@ def _build(family: str, event: Any, options: dict[str, Any]) -> tuple[Any, dict[
     mine = [name for name in inspect.signature(made_by).parameters if name != "event"]
     fits = inspect.signature(made_by._fit).parameters
     theirs = [n for n, p in fits.items() if p.kind is p.KEYWORD_ONLY and n not in ("generator", "progress")]
+    known = [f"--{name.replace('_', '-')}" for name in (*mine, *theirs)]
     for name in options:
         if name not in (*mine, *theirs):
-            raise ParameterError(f"{made_by.__name__} has no option --{name}", "", nearest(name, [*mine, *theirs]))
+            option = f"--{name.replace('_', '-')}"
+            raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known))
     if why := made_by.suits(event):
-        raise DataError(f"{made_by.__name__} does not suit {event!r}: {why}", "", "Try: probgen compare DATA")
+        raise DataError(
+            f"{made_by.__name__} does not suit {event!r}: {why}", "a family that does", "Try: probgen compare DATA"
+        )
     model = made_by.for_event(event, **{k: v for k, v in options.items() if k in mine})
     return model, {k: v for k, v in options.items() if k in theirs}
 
@@ -122,6 +165,7 @@ def fit(
     data: _Data,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the model.")],
     seed: _Seed = 0,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Fit a FAMILY to DATA and save it. Further options are the family's own: --components 16 --budget 30."""
     from probgen import datasets, store
@@ -129,25 +173,49 @@ def fit(
     options = _options(context.args)
     store.family(family)
     rows = datasets.load(data)
-    _refuse_foreign(output)
+    _refuse_taken(output, overwrite)
     model, fitting = _build(family, rows.event, options)
     model.fit(rows.x, seed=seed, **fitting)
-    store.save(model, output)
     report = model.report
+    if report.stopped == "interrupted" and not report.objective:
+        raise KeyboardInterrupt
+    store.save(model, output)
     gained = f"{report.objective[0]:.4f} -> {report.objective[-1]:.4f}" if report.objective else "-"
     _print(f"{model!r}\nobjective {gained} nats/row, {report.steps} steps, {report.stopped}, {report.seconds:.1f} s")
     for note in report.notes:
         _print(note)
+    if report.stopped == "interrupted":
+        _say(f"probgen: interrupted; the best state so far is saved in {output}")
+        raise SystemExit(_INTERRUPTED)
     _print(f"saved in {output}; next: probgen score {output} {data}")
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Says before the work, not after it, that an output can't be written."""
+def _refuse_taken(folder: Path, overwrite: bool) -> None:
+    """Says before the work, not after it, that a model can't be written there."""
     parent = next((p for p in [folder, *folder.parents] if p.exists()), Path())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise StoreError(f"{folder} can't be written: {parent} is no folder one may write to", "another place")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "card.json").exists():
-        raise StoreError(f"{folder} holds other files", "a new folder, or one with a model to replace")
+        came = f"{folder} can't be written: {parent} is no folder one may write to"
+        raise StoreError(came, "a folder", "Choose another place")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "card.json").exists():
+        raise StoreError(f"{folder} holds other files", "a new folder", "Choose another place")
+    if not overwrite:
+        raise StoreError(f"{folder} holds a model already", "a new folder", "Choose another, or add --overwrite")
+
+
+def _refuse_output(output: Path | None, kinds: tuple[str, ...], overwrite: bool) -> None:
+    """Says before the work, not after it, that a file can't be written."""
+    if output is None:
+        return
+    if output.suffix.lower() not in kinds:
+        raise StoreError(f"--output {output}", f"a name that ends in one of {', '.join(kinds)}", "Rename it")
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        came = f"--output {output}: {output.parent} is no folder one may write to"
+        raise StoreError(came, "a folder that exists", "Make it, or choose another place")
+    if output.is_dir() or (output.exists() and not overwrite):
+        do = "Choose another" if output.is_dir() else "Choose another, or add --overwrite"
+        raise StoreError(f"--output {output} exists already", "the name of a new file", do)
 
 
 def _estimator(text: str | None) -> Any:
@@ -165,7 +233,7 @@ def _estimator(text: str | None) -> Any:
     for option in options:
         if option not in inspect.signature(made_by).parameters:
             raise ParameterError(
-                f"--by {text}: no option {option!r}", "", nearest(option, inspect.signature(made_by).parameters)
+                f"--by {text} has no option {option!r}", "", nearest(option, inspect.signature(made_by).parameters)
             )
     return made_by(**{k: _value(v) for k, v in options.items()})
 
@@ -179,13 +247,13 @@ def score(
     ] = None,
     by: Annotated[str | None, typer.Option(help="Estimator: iwae:samples=500, elbo:samples=64, enumerate.")] = None,
     seed: _Seed = 0,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Score DATA under a saved MODEL: a summary, and with -o a table of every row."""
     from probgen import datasets, frames, store
 
     estimator = _estimator(by)
-    if output is not None and output.suffix not in (".parquet", ".csv"):
-        raise StoreError(f"--output {output}", "a name that ends in .parquet or .csv")
+    _refuse_output(output, (".parquet", ".csv"), overwrite)
     fitted = store.load(model)
     answer = fitted.log_prob(datasets.load(data).x, by=estimator, seed=seed)
     if output is not None:
@@ -203,13 +271,12 @@ def sample(
         Path | None, typer.Option("--output", "-o", help=".csv, .parquet, .npy or .png; else standard output.")
     ] = None,
     seed: _Seed = 0,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Draw from a saved MODEL; what the draws come from is said beside them."""
     from probgen import frames, store
 
-    kinds = (".csv", ".parquet", ".npy", ".png")
-    if output is not None and output.suffix not in kinds:
-        raise StoreError(f"--output {output}", f"a name that ends in one of {', '.join(kinds)}")
+    _refuse_output(output, (".csv", ".parquet", ".npy", ".png"), overwrite)
     fitted = store.load(model)
     draws = fitted.event.check(fitted.sample(n, seed=seed)).x
     _say(f"{n} draws from {fitted.sample_target()} of {type(fitted).__name__}, seed {seed}")
@@ -229,13 +296,16 @@ def _write_samples(draws: Any, fitted: Any, output: Path, frames: Any) -> None:
     import numpy as np
 
     from probgen import plots
+    from probgen.evaluate.compare import column_names
     from probgen.evaluate.samples import sample_table
     from probgen.events import Ragged
 
-    if output.suffix == ".png":
+    kind = output.suffix.lower()
+    if kind == ".png":
         cells = draws.values if isinstance(draws, Ragged) else draws
-        plots.samples({f"{type(fitted).__name__}, target {fitted.sample_target()}": cells.numpy()}, output)
-    elif output.suffix == ".npy":
+        title = f"{type(fitted).__name__}, target {fitted.sample_target()}"
+        plots.samples({title: cells.numpy()}, output, names=column_names(fitted.event))
+    elif kind == ".npy":
         if isinstance(draws, Ragged):
             raise StoreError(f"--output {output} for series", ".csv or .parquet, which keep their lengths")
         sink = BytesIO()
@@ -259,19 +329,20 @@ def compare(
     rows: Annotated[int, typer.Option(help="Held-out rows to score at most, a random subset, the same for all.")] = 500,
     test: Annotated[float, typer.Option(help="Share of rows held out.")] = 0.2,
     seed: _Seed = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing --out folder.")] = False,
+    overwrite: _Overwrite = False,
 ) -> None:
     """Fit every family that suits DATA, and compare them on held-out rows in one table."""
     from probgen import datasets
 
     if rows < 1:
-        raise ParameterError(f"--rows {rows}", "at least 1")
+        raise ParameterError(f"--rows {rows}", "at least 1", "Leave it out for 500")
     seconds = _seconds(budget)
-    chosen = None if families is None else [_family_name(name) for name in families.split(",") if name]
+    chosen = None if families is None else [_family_name(name) for name in families.split(",")]
     place = _free_folder(data, out, overwrite)
     loaded = datasets.load(data)
-    with _whole_folder(place, overwrite) as folder:
-        _compare_into(folder, place, loaded, chosen, seconds, rows, test, seed)
+    with _whole_folder(place) as folder:
+        result, title = _compare_into(folder, loaded, chosen, seconds, rows, test, seed)
+    _show(result, title)
     _print(f"scores.parquet, summary.parquet, samples.png and models/ are in {place}")
 
 
@@ -285,68 +356,114 @@ def _family_name(name: str) -> str:
 
 
 def _compare_into(
-    folder: Path, place: Path, loaded: Any, chosen: list[str] | None, seconds: float, rows: int, test: float, seed: int
-) -> None:
-    import numpy as np
-
+    folder: Path, loaded: Any, chosen: list[str] | None, seconds: float, rows: int, test: float, seed: int
+) -> tuple[Any, str]:
+    """Fits and scores, writes everything into a folder; the comparison and its title."""
     from probgen import frames, plots, store
     from probgen.errors import MissingExtra
+    from probgen.evaluate.compare import column_names, fit_suitable, panels
     from probgen.evaluate.compare import compare as compare_models
-    from probgen.evaluate.compare import fit_suitable, panels
 
-    train, held = loaded.split(test, seed)
-    checked = loaded.event.check(held)
-    subset = len(checked) > rows
-    if subset:
-        kept = np.sort(np.random.default_rng(seed).permutation(len(checked))[:rows])
-        held = loaded.event.restore(checked[kept].x, checked.form)
-    n = len(loaded.event.check(train))
-    _say(
-        f"{loaded.name} ({loaded.about}): {n} rows to fit, {len(checked)} held out"
-        + (f", {rows} of them scored" if subset else "")
-    )
+    train, held = _split(loaded, test, seed, rows)
 
     def starting(name: str, share: float | None) -> None:
-        _say(f"  fitting {name}" + ("" if share is None else f" for {share:.0f} s"))
+        _say(f"  fitting {name}" + ("" if share is None else f" for {share:.1f} s"))
 
     models, skipped = fit_suitable(train, loaded.event, families=chosen, budget=seconds, seed=seed, on_start=starting)
     if not models:
-        raise DataError(f"No family suits {loaded.event!r}: {skipped}", "an event that some family suits")
+        reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in skipped.items())
+        raise DataError(f"No family can be fitted to {loaded.event!r}: {reasons}", "data that some family suits")
     result = compare_models(models, held, seed=seed, skipped=skipped, on_start=lambda name: _say(f"  scoring {name}"))
     for name, model in models.items():
         store.save(model, folder / "models" / name)
     frames.write(result.scores(), folder / "scores.parquet")
     frames.write(result.frame(), folder / "summary.parquet")
     try:
-        plots.samples(panels(models, held, loaded.event, seed), folder / "samples.png")
+        drawn = panels(models, held, loaded.event, seed)
+        plots.samples(drawn, folder / "samples.png", names=column_names(loaded.event))
     except MissingExtra as missing:
         _say(f"no samples.png: {missing}")
-    _show(result, f"{loaded.name}: {len(loaded.event.check(held))} held-out rows")
+    return result, f"{loaded.name}: {_amount(loaded.event.check(held))} held out"
+
+
+def _split(loaded: Any, test: float, seed: int, rows: int) -> tuple[Any, Any]:
+    """Training rows and at most so many held-out rows; says how many, and which columns look like names of rows."""
+    import numpy as np
+
+    train, held = loaded.split(test, seed)
+    checked = loaded.event.check(held)
+    said = f"{loaded.name} ({loaded.about}): {_amount(loaded.event.check(train))} to fit, {_amount(checked)} held out"
+    if len(checked) > rows:
+        kept = np.sort(np.random.default_rng(seed).permutation(len(checked))[:rows])
+        held = loaded.event.restore(checked[kept].x, checked.form)
+        said += f", {rows} of them scored"
+    _say(said)
+    for column in _identifiers(loaded):
+        _say(f"probgen: note: column {column!r} differs in every row; if it only names the rows, leave it out")
+    return train, held
+
+
+def _amount(checked: Any) -> str:
+    """How much data: 30 rows, 1 row, 8 series of 423 steps."""
+    from probgen.events import Ragged
+
+    n = len(checked)
+    if isinstance(checked.x, Ragged):
+        return f"{n} series of {len(checked.x.values)} steps" + (" together" if n > 1 else "")
+    return f"{n} row" + "s" * (n != 1)
+
+
+def _identifiers(loaded: Any) -> list[str]:
+    """Columns of whole numbers or categories in which no value occurs twice."""
+    from probgen.events import Real, Table
+
+    if not isinstance(loaded.event, Table):
+        return []
+    cells = loaded.event.check(loaded.x).x
+    columns = [
+        (name, cells[:, i]) for i, (name, c) in enumerate(loaded.event.columns.items()) if not isinstance(c, Real)
+    ]
+    return [name for name, column in columns if len(column) > 20 and len(column.unique()) == len(column)]
 
 
 def _show(result: Any, title: str) -> None:
     """The table on a terminal, plain text anywhere else."""
-    if not sys.stdout.isatty():
+    if sys.stdout is None or not sys.stdout.isatty():
         _print(f"{title}\n{result}")
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from probgen.evaluate.compare import COLUMNS, format_cell
-
     console = Console()
+    rows = result.texts()
+    widths, left_out = _fitting(rows, console.width)
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for column in COLUMNS:
+    for column, width in widths.items():
         text = column in ("family", "kind", "by")
-        table.add_column(column, justify="left" if text else "right", overflow="fold")
+        table.add_column(column, justify="left" if text else "right", overflow="fold", min_width=width)
     styles = {"exact": "green", "lower": "cyan", "upper": "cyan", "estimate": "yellow", "unavailable": "dim"}
-    for entry in result.entries:
-        row = entry.cells()
-        table.add_row(*map(format_cell, row.values()), style=styles.get(row["kind"], ""))
+    for row in rows:
+        table.add_row(*(row[column] for column in widths), style=styles.get(row["kind"], ""))
     console.print(table)
+    if left_out:
+        console.print(f"Too narrow for: {', '.join(left_out)}. They are in summary.parquet.", highlight=False)
     for note in result.notes():
         console.print(note, highlight=False, markup=False)
+
+
+def _fitting(rows: list[dict[str, str]], room: int) -> tuple[dict[str, int], list[str]]:
+    """Columns that fit on a terminal, with their widths, and those that don't; what a number is stays longest."""
+    widths = {
+        name: max(len(word) for word in [*name.split(), *(row[name] for row in rows)]) for name in rows[0]
+    }  # fmt: skip
+    widths["by"] = min(widths["by"], 12)
+    left_out = []
+    for name in ("fit s", "by", "bits/dim", "between rows ±", "Monte Carlo ±"):
+        if sum(widths.values()) + 3 * len(widths) + 1 > room:
+            del widths[name]
+            left_out.append(name)
+    return widths, left_out
 
 
 def _seconds(text: str) -> float:
@@ -358,7 +475,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise ParameterError(f"--budget {text}", "a positive time such as 60, 60s, 10m or 1h")
+        raise ParameterError(f"--budget {text}", "a positive time such as 60, 60s, 10m or 1h", "Leave it out for 60s")
     return seconds
 
 
@@ -367,27 +484,34 @@ def _free_folder(data: str, out: Path | None, overwrite: bool) -> Path:
     if out is None:
         stem = f"comparison-{Path(data).stem}"
         return next(p for p in (Path(stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000)) if not p.exists())
-    if out.exists() and not (overwrite and (not out.is_dir() or (out / "scores.parquet").exists())):
-        hint = "--overwrite" if (out / "scores.parquet").exists() else "another folder"
-        raise StoreError(f"--out {out} exists already", "a new folder", f"Choose {hint}")
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return out
+    ours = out.is_dir() and (out / "scores.parquet").exists() and {p.name for p in out.iterdir()} <= _COMPARISON
+    if not (ours and overwrite):
+        do = "Choose another folder, or add --overwrite" if ours else "Choose another folder"
+        raise StoreError(f"--out {out} exists already", "a new folder", do)
     return out
 
 
 @contextmanager
-def _whole_folder(place: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder that appears under its name only when everything in it is written."""
+def _whole_folder(place: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it is written; then an older one goes."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     except OSError as problem:
-        raise StoreError(f"{place} can't be made: {problem.strerror}", "a place one may write to") from problem
+        came = f"{place} can't be made: {problem.strerror}"
+        raise StoreError(came, "a place one may write to", "Choose another folder") from problem
+    new, old = work / "new", work / "old"
     try:
-        yield work
-        work.chmod(0o755)
-        if place.exists() and overwrite:
-            shutil.rmtree(place)
-        work.rename(place)
+        new.mkdir()
+        yield new
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
     finally:
+        if old.exists() and not place.exists():
+            old.rename(place)
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -398,7 +522,8 @@ def card(model: Annotated[Path, typer.Argument(help="Folder of a saved model.")]
 
     about, tensors = store.read(model)
     about["shapes"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    _print(json.dumps(about, indent=2, ensure_ascii=False))
+    plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    _print(json.dumps(about, indent=2, ensure_ascii=plain))
 
 
 if __name__ == "__main__":

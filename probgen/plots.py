@@ -1,7 +1,7 @@
 """The door to matplotlib: samples beside the data, as PNG files."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from os import PathLike
 from typing import Any
@@ -27,28 +27,25 @@ def _figure(columns: int, rows: int, size: float) -> tuple[Any, Any]:
     return figure, figure.subplots(rows, columns, squeeze=False).reshape(-1)
 
 
-def samples(panels: Mapping[str, np.ndarray], path: str | PathLike, rows: int = 64) -> None:
-    """Data and samples side by side, one panel each, written whole as PNG.
+def samples(
+    panels: Mapping[str, np.ndarray], path: str | PathLike, rows: int = 64, names: Sequence[str] | None = None
+) -> None:
+    """Data and samples side by side, one panel each, on the first panel's scales, written whole as PNG.
 
     Arguments:
         panels: By title, arrays: (n, h, w) images, (n, 2) points, (n,) or (n, d) numbers, (T,) or (T, d) series.
         rows: Images a panel; points show up to 2000.
+        names: Of the columns.
     """
     columns = min(len(panels), 4)
     figure, axes = _figure(columns, math.ceil(len(panels) / columns), 3.2)
-    images = next(iter(panels.values())).ndim == 3
-    reach = None if images else _reach(next(iter(panels.values())))
-    top = max(float(np.nanmax(x)) for x in panels.values()) if images else None
+    first = next(iter(panels.values()))
+    draw = _images if first.ndim == 3 else _points if first.ndim == 2 and first.shape[1] == 2 else _lines
     for axis, (title, x) in zip(axes, panels.items(), strict=False):
         axis.set_title(title, fontsize=10, color=_INK)
-        if images:
-            axis.imshow(_tile(x[:rows]), cmap="gray_r", vmin=0, vmax=top, interpolation="nearest")
-            axis.set_axis_off()
-        elif x.ndim == 2 and x.shape[1] == 2:
-            axis.scatter(*x[:2000].T, s=2, alpha=0.5, color=_ACCENT, linewidths=0)
-            axis.set(xlim=reach[0], ylim=reach[1], aspect="equal")  # type: ignore[index]
-        else:
-            _lines(axis, x)
+        draw(axis, x[:rows] if first.ndim == 3 else x, first, names)
+    if draw is _lines and names:
+        axes[0].legend(fontsize=7, frameon=False)
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     sink = BytesIO()
@@ -56,12 +53,50 @@ def samples(panels: Mapping[str, np.ndarray], path: str | PathLike, rows: int = 
     write_whole(path, [sink.getvalue()])
 
 
-def _reach(x: np.ndarray) -> list[tuple[float, float]]:
-    """Limits around the data; samples far away fall outside the panel."""
-    cells = x.reshape(len(x), -1)
-    low, high = np.nanmin(cells, axis=0), np.nanmax(cells, axis=0)
+def _images(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | None) -> None:
+    axis.imshow(_tile(x), cmap="gray_r", vmin=np.nanmin(data), vmax=np.nanmax(data), interpolation="nearest")
+    axis.set_axis_off()
+
+
+def _points(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | None) -> None:
+    """One dot a row; where rows repeat, a dot's area is their number. Samples far from the data fall outside."""
+    low, high = _range(data)
     pad = 0.1 * (high - low) + 1e-9
-    return list(zip((low - pad).tolist(), (high + pad).tolist(), strict=True))
+    places, times = np.unique(x[:2000], axis=0, return_counts=True)
+    axis.scatter(*places.T, s=2.0 * times, alpha=0.5, color=_ACCENT, linewidths=0)
+    axis.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
+    axis.set_box_aspect(1)
+    axis.tick_params(labelsize=7)
+    if names:
+        axis.set_xlabel(names[0], fontsize=8)
+        axis.set_ylabel(names[1], fontsize=8)
+
+
+def _lines(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | None) -> None:
+    """Sorted values of each column against their rank: two samples of one distribution draw the same curves."""
+    cells = x.reshape(len(x), -1)
+    low, high = _range(data.reshape(len(data), -1))
+    single = cells.shape[1] == 1
+    for j, column in enumerate(cells.T[:6]):
+        seen = np.sort(column[~np.isnan(column)])
+        scaled = seen if single else (seen - low[j]) / max(high[j] - low[j], 1e-12)
+        axis.plot(_ranks(len(seen)), scaled, lw=1, label=names[j] if names else None)
+    bottom, top = (low[0], high[0]) if single else (0.0, 1.0)
+    axis.set_ylim(bottom - 0.2 * (top - bottom) - 1e-9, top + 0.2 * (top - bottom) + 1e-9)
+    axis.set_xlabel("share of rows", fontsize=8)
+    axis.set_ylabel("value" if single else "0 = least, 1 = greatest of the data", fontsize=8)
+    axis.tick_params(labelsize=7)
+
+
+def _ranks(n: int) -> np.ndarray:
+    return (np.arange(n) + 0.5) / n
+
+
+def _range(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least and greatest value of each column; 0 and 0 for a column without values."""
+    empty = np.isnan(cells).all(axis=0)
+    filled = np.where(empty, 0.0, cells)
+    return np.nanmin(filled, axis=0), np.nanmax(filled, axis=0)
 
 
 def _tile(x: np.ndarray) -> np.ndarray:
@@ -73,12 +108,3 @@ def _tile(x: np.ndarray) -> np.ndarray:
         top, left = divmod(i, side)
         grid[top * (h + 1) : top * (h + 1) + h, left * (w + 1) : left * (w + 1) + w] = image
     return grid
-
-
-def _lines(axis: Any, x: np.ndarray) -> None:
-    """Sorted values of each column against their rank: two samples of one distribution draw the same curves."""
-    cells = x.reshape(len(x), -1)
-    for column in cells.T[:6]:
-        axis.plot(np.linspace(0, 1, len(cells)), np.sort(column), lw=1)
-    axis.set_xlabel("share of rows", fontsize=8)
-    axis.tick_params(labelsize=7)

@@ -59,7 +59,7 @@ def draw_data():
             Array((3,), levels=4),
             np.stack([level, (level + rng.integers(2, size=n)) % 4, rng.integers(4, size=n)], 1),
         ),
-        "binary": (Array((2, 2), levels=2), (z[:, [0, 0, 1, 1]] + 0.5 * rng.normal(size=(n, 4)) > 0).reshape(n, 2, 2)),
+        "binary": (Array((2, 2), levels=2), (z[:, [0, 0, 0, 0]] + 0.1 * rng.normal(size=(n, 4)) > 0).reshape(n, 2, 2)),
         "rounded": (Array((2,), resolution=0.5, unit="cm"), np.round(2 * z) / 2),
         "positive": (Array((2,), support="positive"), np.exp(z)),
         "unit": (Array((2,), support="unit"), stats.norm.cdf(z)),

@@ -12,7 +12,7 @@ import numpy as np
 
 from probgen import frames, store
 from probgen.errors import Incomparable, ParameterError, ProbgenError
-from probgen.events import Event, Ragged
+from probgen.events import Event, Ragged, Table
 from probgen.logprob import Fingerprint, Kind, LogProb
 from probgen.model import Estimator, GenerativeModel
 
@@ -99,7 +99,9 @@ class Comparison:
             said.append("Monte Carlo ± ?: some rows' weights are too uneven to trust an error; the bound itself holds.")
         if any(len(entry.log_prob) == 1 for entry in self.entries):
             said.append("between rows ± ?: one row shows no spread between rows.")
-        if any((entry.cells()["nats/row"] or 0.0) > 0 and "lebesgue" in entry.log_prob.measure for entry in self.entries):
+        if any(
+            (entry.cells()["nats/row"] or 0.0) > 0 and "lebesgue" in entry.log_prob.measure for entry in self.entries
+        ):
             said.append("nats/row above 0 are densities above 1; they depend on the units of the data.")
         for entry in self.entries:
             if entry.log_prob.refused.any():
@@ -248,3 +250,8 @@ def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: in
         with suppress(*_BREAKDOWNS):
             drawn[name] = event.check(model.sample(n, seed=seed)).x
     return {title: (cells.values if isinstance(cells, Ragged) else cells).numpy() for title, cells in drawn.items()}
+
+
+def column_names(event: Event) -> list[str] | None:
+    """Names of the columns of a row, where they have any."""
+    return list(event.columns) if isinstance(event, Table) else None

@@ -1,12 +1,13 @@
 """Samples as tables and lines."""
 
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
 from probgen import frames
-from probgen.events import Event, Ragged, Table
+from probgen.events import Event, Ragged, Real, Table
 
 __all__ = ["csv_lines", "sample_table"]
 
@@ -14,7 +15,9 @@ __all__ = ["csv_lines", "sample_table"]
 def sample_table(draws: Any, event: Event) -> Any:
     """Draws as a pyarrow.Table: the event's own columns, one column a cell (``x3_5``), or row, step and cells."""
     if isinstance(event, Table):
-        return frames.table(event.restore(draws, "dict"))
+        steps = {name: c.resolution for name, c in event.columns.items() if isinstance(c, Real) and c.resolution}
+        columns = event.restore(draws, "dict")
+        return frames.table({n: _rounded(x, steps[n]) if n in steps else x for n, x in columns.items()})
     if isinstance(draws, Ragged):
         steps = event.restore(draws, "list")
         lengths = draws.lengths.numpy()
@@ -26,6 +29,12 @@ def sample_table(draws: Any, event: Event) -> Any:
     return frames.table(_cells(event.restore(draws, "numpy")))
 
 
+def _rounded(values: np.ndarray, step: float) -> np.ndarray:
+    """Multiples of a step, written with as many decimals as the step: 6.6, not 6.6000000000000005."""
+    decimals = max(0, -int(Decimal(repr(float(step))).as_tuple().exponent))
+    return np.ma.round(values, decimals) if isinstance(values, np.ma.MaskedArray) else np.round(values, decimals)
+
+
 def _cells(values: np.ndarray) -> dict[str, np.ndarray]:
     names = ["x" + "_".join(map(str, index)) for index in np.ndindex(values.shape[1:])]
     return dict(zip(names, values.reshape(len(values), -1).T, strict=True))
@@ -34,6 +43,11 @@ def _cells(values: np.ndarray) -> dict[str, np.ndarray]:
 def csv_lines(draws: Any, event: Event) -> Iterator[str]:
     """Draws as lines of csv, header first."""
     columns = sample_table(draws, event).to_pydict()
-    yield ",".join(columns)
+    yield ",".join(map(_quoted, columns))
     for row in zip(*columns.values(), strict=True):
-        yield ",".join("" if value is None else str(value) for value in row)
+        yield ",".join("" if value is None else _quoted(value) for value in row)
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\r\n') or not text else text
