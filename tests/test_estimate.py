@@ -394,7 +394,8 @@ def test_the_ladder_prints_an_error_only_where_the_gate_is_open():
     model = PPCA(width=0.7)
     answer = Ladder((500, 1000, 2000))(model, model.draw(400), generator=generator())
     ess, k, samples = (answer.diagnostics[name] for name in ("ess", "pareto_k", "samples"))
-    is_open = (ess >= 400) & (k <= np.minimum(0.4, 1 - 1 / np.log10(samples)))
+    noise = (1 + np.maximum(k, 0)) / np.sqrt(np.floor(np.minimum(0.2 * samples, 3 * np.sqrt(samples))))
+    is_open = (ess >= 400) & (k + noise <= np.minimum(0.4, 1 - 1 / np.log10(samples)))
     assert (np.isfinite(answer.stderr) == is_open).all()
     assert len(set(samples.tolist())) > 1
     assert 0 < is_open.mean() < 1
@@ -403,7 +404,9 @@ def test_the_ladder_prints_an_error_only_where_the_gate_is_open():
 def test_iwae_prints_an_error_only_where_the_gate_is_open():
     model = PPCA(width=0.75)
     answer = IWAE(1000)(model, model.draw(400), generator=generator())
-    is_open = (answer.diagnostics["ess"] >= 400) & (answer.diagnostics["pareto_k"] <= 0.4)
+    ess, k, samples = (answer.diagnostics[name] for name in ("ess", "pareto_k", "samples"))
+    noise = (1 + np.maximum(k, 0)) / np.sqrt(np.floor(np.minimum(0.2 * samples, 3 * np.sqrt(samples))))
+    is_open = (ess >= 400) & (k + noise <= np.minimum(0.4, 1 - 1 / np.log10(samples)))
     assert (np.isfinite(answer.stderr) == is_open).all()
     assert 0 < is_open.mean() < 1
 

@@ -47,11 +47,13 @@ class Ladder:
         open_rows = torch.arange(n)
         for samples in self.rungs:
             part = weights[open_rows]
-            ess, k = quality(part.draw(samples, f"pilot{samples}"))
+            pilot = part.draw(samples, f"pilot{samples}")
+            ess, k = quality(pilot)
             good = reliable(ess, k, samples)
             done = good if samples != self.rungs[-1] else torch.ones_like(good)
             if done.any():
                 nats, stderr = log_mean(part[done.nonzero()[:, 0]].draw(samples, f"main{samples}"))
+                stderr = torch.maximum(stderr, log_mean(pilot[:, done])[1])
                 found = (
                     nats,
                     torch.where(good[done], stderr, math.nan),

@@ -49,9 +49,10 @@ class ELBO:
 class IWAE:
     """log of the mean importance weight p(x, z) / q(z | x) over draws of the guide. Kind lower, whatever n.
 
-    A pilot of as many draws, which never enters the estimate, decides row by row whether the delta-method standard
-    error is printed: effective sample size >= 400 and Pareto k <= min(0.4, 1 - 1 / log10 samples). Other rows have
-    NaN there.
+    A pilot of as many draws, which never enters the estimate, decides row by row whether a standard error is printed:
+    effective sample size >= 400, and Pareto k with one of its own standard errors on top <= min(0.4, 1 - 1 / log10
+    samples). Other rows have NaN there. What is printed is the larger of the main draws' and the pilot's delta-method
+    errors: weights with a heavy tail show too small an error just when they fall short.
 
     Arguments:
         samples: Draws a row.
@@ -68,8 +69,10 @@ class IWAE:
         if refusal := refuse_without_guide(model, len(x), self):
             return refusal
         weights = Weights(model, x, given, generator)
-        ess, k = quality(weights.draw(self.samples, "pilot"))
+        pilot = weights.draw(self.samples, "pilot")
+        ess, k = quality(pilot)
         nats, stderr = log_mean(weights.draw(self.samples, "main"))
+        stderr = torch.maximum(stderr, log_mean(pilot)[1])
         trusted = reliable(ess, k, self.samples)
         return LogProb(
             Kind.LOWER,
@@ -158,8 +161,14 @@ def quality(log_w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reliable(ess: Tensor, k: Tensor, samples: int) -> Tensor:
-    """Whether a pilot lets a standard error be printed."""
-    return (ess >= 400) & (k <= min(0.4, 1 - 1 / math.log10(samples)))
+    """Whether a pilot lets a standard error be printed: its Pareto k may be a standard error too low."""
+    noise = (1 + k.clamp(min=0)) / math.sqrt(_tail(samples))
+    return (ess >= 400) & (k + noise <= min(0.4, 1 - 1 / math.log10(samples)))
+
+
+def _tail(samples: int) -> int:
+    """How many of the largest weights are looked at."""
+    return max(1, int(min(0.2 * samples, 3 * math.sqrt(samples))))
 
 
 def pareto_k(log_w: Tensor) -> Tensor:
@@ -168,7 +177,7 @@ def pareto_k(log_w: Tensor) -> Tensor:
     Zhang and Stephens (2009) with the weak prior of Vehtari et al. (2024), appendix C; 0 where the weights are equal.
     """
     samples = len(log_w)
-    tail = int(min(0.2 * samples, 3 * math.sqrt(samples)))
+    tail = _tail(samples)
     if tail < 5:
         return torch.full((log_w.shape[1],), math.nan, dtype=log_w.dtype)
     log_w = torch.nan_to_num(log_w, neginf=-1e300)
