@@ -133,9 +133,7 @@ class Histogram(Emission):
 
     def density(self) -> HistogramDensity:
         """Of the (log-transformed, if positive) cells, batch shape (K, width)."""
-        shape = (self.states, self.width)
-        tail = self.tail.expand(shape)
-        return HistogramDensity(self.edges.expand(*shape, -1), self.logits, tail, self.support == "unit", self.step)
+        return self._given(torch.arange(self.states))
 
     def _inner(self, x: Tensor) -> Tensor:
         return x.log() if self.support == "positive" else x
@@ -148,29 +146,21 @@ class Histogram(Emission):
             nats = nats - filled.log()[:, None]
         return torch.where(seen[:, None], nats, 0.0).sum(-1)
 
-    def cells(self, state: Tensor) -> dist.TorchDistribution:
+    def _given(self, state: Tensor) -> HistogramDensity:
+        """Of the inner cells given each state, batch shape state.shape + (width,)."""
         shape = (*state.shape, self.width)
-        inner = HistogramDensity(
-            self.edges.expand(*shape, -1),
-            self.logits[state],
-            self.tail.expand(shape),
-            self.support == "unit",
-            self.step,
-        )
+        edges, tail = self.edges.expand(*shape, -1), self.tail.expand(shape)
+        return HistogramDensity(edges, self.logits[state], tail, self.support == "unit", self.step)
+
+    def cells(self, state: Tensor) -> dist.TorchDistribution:
+        inner = self._given(state)
         return (
             dist.TransformedDistribution(inner, dist.transforms.ExpTransform()) if self.support == "positive" else inner
         )
 
     def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
         u = torch.rand(len(state), self.width, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-        shape = (len(state), self.width)
-        inner = HistogramDensity(
-            self.edges.expand(*shape, -1),
-            self.logits[state],
-            self.tail.expand(shape),
-            self.support == "unit",
-            self.step,
-        ).draw(u)
+        inner = self._given(state).draw(u)
         return inner.exp().clamp(min=torch.finfo(inner.dtype).tiny) if self.support == "positive" else inner
 
     @torch.no_grad()
