@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import math
 import os
 import shutil
 import signal
@@ -10,10 +11,11 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -56,6 +58,10 @@ def _command(**settings: Any) -> Callable[[Callable[..., None]], Callable[..., N
             except BrokenPipeError:
                 _mute()
                 raise SystemExit(_DONE) from None
+            except OSError as problem:
+                _mute()
+                _say(f"probgen: the system refuses: {problem}. Wanted: paths that may be used, and room. Check them.")
+                raise SystemExit(_YOURS) from None
             except Exception:
                 traceback.print_exc()
                 _say("probgen: this is a defect of probgen, not of your input. Please report it with the lines above.")
@@ -88,14 +94,7 @@ def _say(text: str) -> None:
 
 def _print(text: str) -> None:
     """A result, on standard output."""
-    try:
-        print(_encodable(text, sys.stdout), flush=True)  # noqa: T201
-    except BrokenPipeError:
-        raise
-    except OSError as problem:
-        _mute()
-        came = f"Standard output can't be written: {problem.strerror}"
-        raise StoreError(came, "a place with room", "Choose another") from problem
+    print(_encodable(text, sys.stdout), flush=True)  # noqa: T201
 
 
 def _encodable(text: str, stream: Any) -> str:
@@ -110,12 +109,13 @@ def _encodable(text: str, stream: Any) -> str:
 
 def _mute() -> None:
     """Sends what is left for a broken standard output nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(AttributeError, OSError):  # closed, or no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _options(extra: list[str]) -> dict[str, Any]:
+def _options(extra: list[str]) -> dict[str, str]:
     """``--name value`` pairs that typer does not know: a family's own options."""
-    options: dict[str, Any] = {}
+    options: dict[str, str] = {}
     words = iter(extra)
     for word in words:
         if not word.startswith("--"):
@@ -124,7 +124,7 @@ def _options(extra: list[str]) -> dict[str, Any]:
         value = value if equals else next(words, "")
         if not value:
             raise ParameterError(f"The option --{name} without a value", f"--{name} VALUE", "Give one")
-        options[name.replace("-", "_")] = _value(value)
+        options[name.replace("-", "_")] = value
     return options
 
 
@@ -134,28 +134,56 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         pass
-    return tuple(_value(part) for part in text.split(",")) if "," in text else text
+    return tuple(_value(part) for part in text.split(",") if part) if "," in text else text
 
 
-def _build(family: str, event: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Sequence: "numbers as 64,64"}
+
+
+def _typed(option: str, text: str, hint: Any) -> Any:
+    """An option's value, of the type that the constructor or the fit declares for it."""
+    if option == "--budget":
+        return _seconds(text)
+    value = _value(text)
+    for candidate in (value, text, (value,)):
+        if _is_a(candidate, hint):
+            return candidate
+    kinds = [k for k in (get_args(hint) if isinstance(hint, UnionType) else [hint]) if k is not type(None)]
+    wanted = " or ".join(_KINDS.get(get_origin(kind) or kind, f"{kind.__name__}, in Python") for kind in kinds)
+    raise ParameterError(f"{option} {text}", wanted, "Leave it out for the default")
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    """Whether a value has a declared type: a number is finite, a whole number or a truth value nothing else."""
+    if isinstance(hint, UnionType):
+        return any(_is_a(value, part) for part in get_args(hint))
+    if get_origin(hint) is Sequence:
+        return isinstance(value, list | tuple) and all(_is_a(part, get_args(hint)[0]) for part in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
+
+
+def _build(family: str, event: Any, options: dict[str, str]) -> tuple[Any, dict[str, Any]]:
     """A model for an event from its constructor's options; the rest must be its fit's."""
     from probgen import store
 
     made_by = store.family(family)
-    mine = [name for name in inspect.signature(made_by).parameters if name != "event"]
-    fits = inspect.signature(made_by._fit).parameters
-    theirs = [n for n, p in fits.items() if p.kind is p.KEYWORD_ONLY and n not in ("generator", "progress")]
-    known = [f"--{name.replace('_', '-')}" for name in (*mine, *theirs)]
+    mine = {n: p.annotation for n, p in inspect.signature(made_by).parameters.items() if n != "event"}
+    fits = inspect.signature(made_by._fit).parameters.items()
+    theirs = {n: p.annotation for n, p in fits if p.kind is p.KEYWORD_ONLY and n not in ("generator", "progress")}
+    known = {name: f"--{name.replace('_', '-')}" for name in (*mine, *theirs)}
     for name in options:
-        if name not in (*mine, *theirs):
+        if name not in known:
             option = f"--{name.replace('_', '-')}"
-            raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known))
+            raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known.values()))
     if why := made_by.suits(event):
         raise DataError(
             f"{made_by.__name__} does not suit {event!r}: {why}", "a family that does", "Try: probgen compare DATA"
         )
-    model = made_by.for_event(event, **{k: v for k, v in options.items() if k in mine})
-    return model, {k: v for k, v in options.items() if k in theirs}
+    values = {name: _typed(known[name], text, (mine | theirs)[name]) for name, text in options.items()}
+    model = made_by.for_event(event, **{k: v for k, v in values.items() if k in mine})
+    return model, {k: v for k, v in values.items() if k in theirs}
 
 
 @_command(context_settings=_FREE)
@@ -333,6 +361,7 @@ def compare(
 ) -> None:
     """Fit every family that suits DATA, and compare them on held-out rows in one table."""
     from probgen import datasets
+    from probgen.evaluate.run import compare_into
 
     if rows < 1:
         raise ParameterError(f"--rows {rows}", "at least 1", "Leave it out for 500")
@@ -341,7 +370,9 @@ def compare(
     place = _free_folder(data, out, overwrite)
     loaded = datasets.load(data)
     with _whole_folder(place) as folder:
-        result, title = _compare_into(folder, loaded, chosen, seconds, rows, test, seed)
+        result, title = compare_into(
+            folder, loaded, families=chosen, budget=seconds, rows=rows, test=test, seed=seed, say=_say
+        )
     _show(result, title)
     _print(f"scores.parquet, summary.parquet, samples.png and models/ are in {place}")
 
@@ -353,77 +384,6 @@ def _family_name(name: str) -> str:
         return store.family(name.strip()).__name__
     except StoreError as problem:
         raise ParameterError(problem.came, problem.wanted, problem.do) from None
-
-
-def _compare_into(
-    folder: Path, loaded: Any, chosen: list[str] | None, seconds: float, rows: int, test: float, seed: int
-) -> tuple[Any, str]:
-    """Fits and scores, writes everything into a folder; the comparison and its title."""
-    from probgen import frames, plots, store
-    from probgen.errors import MissingExtra
-    from probgen.evaluate.compare import column_names, fit_suitable, panels
-    from probgen.evaluate.compare import compare as compare_models
-
-    train, held = _split(loaded, test, seed, rows)
-
-    def starting(name: str, share: float | None) -> None:
-        _say(f"  fitting {name}" + ("" if share is None else f" for {share:.1f} s"))
-
-    models, skipped = fit_suitable(train, loaded.event, families=chosen, budget=seconds, seed=seed, on_start=starting)
-    if not models:
-        reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in skipped.items())
-        raise DataError(f"No family can be fitted to {loaded.event!r}: {reasons}", "data that some family suits")
-    result = compare_models(models, held, seed=seed, skipped=skipped, on_start=lambda name: _say(f"  scoring {name}"))
-    for name, model in models.items():
-        store.save(model, folder / "models" / name)
-    frames.write(result.scores(), folder / "scores.parquet")
-    frames.write(result.frame(), folder / "summary.parquet")
-    try:
-        drawn = panels(models, held, loaded.event, seed)
-        plots.samples(drawn, folder / "samples.png", names=column_names(loaded.event))
-    except MissingExtra as missing:
-        _say(f"no samples.png: {missing}")
-    return result, f"{loaded.name}: {_amount(loaded.event.check(held))} held out"
-
-
-def _split(loaded: Any, test: float, seed: int, rows: int) -> tuple[Any, Any]:
-    """Training rows and at most so many held-out rows; says how many, and which columns look like names of rows."""
-    import numpy as np
-
-    train, held = loaded.split(test, seed)
-    checked = loaded.event.check(held)
-    said = f"{loaded.name} ({loaded.about}): {_amount(loaded.event.check(train))} to fit, {_amount(checked)} held out"
-    if len(checked) > rows:
-        kept = np.sort(np.random.default_rng(seed).permutation(len(checked))[:rows])
-        held = loaded.event.restore(checked[kept].x, checked.form)
-        said += f", {rows} of them scored"
-    _say(said)
-    for column in _identifiers(loaded):
-        _say(f"probgen: note: column {column!r} differs in every row; if it only names the rows, leave it out")
-    return train, held
-
-
-def _amount(checked: Any) -> str:
-    """How much data: 30 rows, 1 row, 8 series of 423 steps."""
-    from probgen.events import Ragged
-
-    n = len(checked)
-    if isinstance(checked.x, Ragged):
-        return f"{n} series of {len(checked.x.values)} steps" + (" together" if n > 1 else "")
-    return f"{n} row" + "s" * (n != 1)
-
-
-def _identifiers(loaded: Any) -> list[str]:
-    """Columns of whole numbers or categories in which no value occurs twice."""
-    from probgen.events import Real, Table
-
-    if not isinstance(loaded.event, Table):
-        return []
-    cells = loaded.event.check(loaded.x).x
-    columns = [
-        (name, cells[:, i]) for i, (name, c) in enumerate(loaded.event.columns.items()) if not isinstance(c, Real)
-    ]
-    return [name for name, column in columns if len(column) > 20 and len(column.unique()) == len(column)]
 
 
 def _show(result: Any, title: str) -> None:
@@ -475,7 +435,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise ParameterError(f"--budget {text}", "a positive time such as 60, 60s, 10m or 1h", "Leave it out for 60s")
+        raise ParameterError(
+            f"--budget {text}", "a positive time such as 60, 60s, 10m or 1h", "Leave it out for the default"
+        )
     return seconds
 
 
@@ -483,7 +445,9 @@ def _free_folder(data: str, out: Path | None, overwrite: bool) -> Path:
     """The output folder: as asked, or the first free name."""
     if out is None:
         stem = f"comparison-{Path(data).stem}"
-        return next(p for p in (Path(stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000)) if not p.exists())
+        return next(
+            p for p in (Path(stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000)) if not os.path.exists(p)
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return out
     ours = out.is_dir() and (out / "scores.parquet").exists() and {p.name for p in out.iterdir()} <= _COMPARISON

@@ -7,12 +7,12 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from probgen import frames
 from probgen.errors import DataError, MissingExtra, ParameterError, nearest
@@ -260,29 +260,30 @@ def read(path: str | PathLike) -> Any:
     return data
 
 
-def _expect(path: Path, magic: bytes) -> None:
-    """Refuses a file that begins otherwise: NumPy would take it for a pickle and advise to trust it."""
-    with open(path, "rb") as file:
-        begins = file.read(len(magic))
-    if begins != magic:
+def _load_numpy(path: Path, magic: bytes) -> Any:
+    """np.load of a file that begins as it should; NumPy would take any other for a pickle, and advise to trust it."""
+    raw = path.read_bytes()
+    if not raw.startswith(magic):
         raise DataError(
             f"{path} does not begin like a {path.suffix} file", "one written by NumPy", "Write or fetch it again"
         )
+    return np.load(BytesIO(raw), allow_pickle=False)
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    _expect(path, b"\x93NUMPY")
-    return np.atleast_1d(np.load(path, allow_pickle=False))
+    return np.atleast_1d(_load_numpy(path, b"\x93NUMPY"))
 
 
 def _read_npz(path: Path) -> np.ndarray:
-    _expect(path, b"PK")
-    with np.load(path, allow_pickle=False) as arrays:
+    with _load_numpy(path, b"PK") as arrays:
         if len(arrays.files) != 1 and "x" not in arrays.files:
             raise DataError(
                 f"{path} holds the arrays {arrays.files}", "one array, or one named x", "np.savez(path, x=rows)"
             )
-        return np.atleast_1d(arrays["x" if "x" in arrays.files else arrays.files[0]])
+        array = arrays["x" if "x" in arrays.files else arrays.files[0]]
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path} holds {arrays.files}, no array", "an array", "np.savez(path, x=rows)")
+        return np.atleast_1d(array)
 
 
 def _read_text(path: Path) -> list[str]:

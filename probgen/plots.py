@@ -59,11 +59,13 @@ def _images(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | N
 
 
 def _points(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | None) -> None:
-    """One dot a row; where rows repeat, a dot's area is their number. Samples far from the data fall outside."""
+    """One dot a row; where rows repeat, a dot's area is their share. Samples far from the data fall outside."""
     low, high = _range(data)
     pad = 0.1 * (high - low) + 1e-9
     places, times = np.unique(x[:2000], axis=0, return_counts=True)
-    axis.scatter(*places.T, s=2.0 * times, alpha=0.5, color=_ACCENT, linewidths=0)
+    axis.scatter(
+        *places.T, s=4.0 * times * min(len(data), 2000) / min(len(x), 2000), alpha=0.5, color=_ACCENT, linewidths=0
+    )
     axis.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
     axis.set_box_aspect(1)
     axis.tick_params(labelsize=7)
@@ -80,9 +82,10 @@ def _lines(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | No
     for j, column in enumerate(cells.T[:6]):
         seen = np.sort(column[~np.isnan(column)])
         scaled = seen if single else (seen - low[j]) / max(high[j] - low[j], 1e-12)
-        axis.plot(_ranks(len(seen)), scaled, lw=1, label=names[j] if names else None)
+        axis.plot(_ranks(len(seen)), scaled, lw=1, drawstyle="steps-mid", label=names[j] if names else None)
     bottom, top = (low[0], high[0]) if single else (0.0, 1.0)
-    axis.set_ylim(bottom - 0.2 * (top - bottom) - 1e-9, top + 0.2 * (top - bottom) + 1e-9)
+    pad = 0.4 * (top - bottom) + 1e-9
+    axis.set_ylim(bottom - pad, top + pad)
     axis.set_xlabel("share of rows", fontsize=8)
     axis.set_ylabel("value" if single else "0 = least, 1 = greatest of the data", fontsize=8)
     axis.tick_params(labelsize=7)

@@ -243,7 +243,7 @@ def _takes_budget(family: type[GenerativeModel]) -> bool:
 
 
 def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: int) -> dict[str, np.ndarray]:
-    """The data and as many samples of each model (2 to 2000), as arrays to draw; models that can't sample are left out."""
+    """The data and as many samples of each model (2 to 2000), as arrays to draw, but for models that can't sample."""
     drawn = {"held-out data": event.check(x).x}
     n = min(max(len(drawn["held-out data"]), 2), 2000)
     for name, model in models.items():

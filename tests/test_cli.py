@@ -1,0 +1,616 @@
+"""The command line as a newcomer and an attacker use it: exit codes, no traceback, nothing half-written or lost."""
+
+import errno
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import probgen as pg
+from probgen import cli, frames, training
+from probgen.errors import DataError, FitError
+from probgen.events import Array, Category, Real, Table
+from probgen.models.baseline import Independent
+from probgen.models.mixture import Mixture
+
+RNG = np.random.default_rng(5)
+PROBGEN = [sys.executable, "-m", "probgen.cli"]
+MIXED = pd.DataFrame({"size": RNG.normal(size=40).round(5), "colour": RNG.choice(["red", "bé, blue"], size=40)})
+POINTS = RNG.normal(size=(40, 2))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Every test in its own folder, with a mixed table with gaps and an array."""
+    monkeypatch.chdir(tmp_path)
+    MIXED.where(RNG.random(MIXED.shape) > 0.3).to_csv("mixed.csv", index=False)
+    np.save("points.npy", POINTS)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Saved models by name."""
+    folder = tmp_path_factory.mktemp("models")
+    event = Table({"size": Real(), "colour": Category(("red", "bé, blue"))})
+    pg.save(pg.Independent(event).fit(MIXED, seed=1), folder / "table")
+    pg.save(pg.VAE(Array((2,)), 2, (4,)).fit(POINTS, seed=1, steps=4), folder / "vae")
+    pg.save(pg.GAN(Array((2,)), 2, (4,), penalty=0.25).fit(POINTS, seed=1, steps=4), folder / "gan")
+    pg.save(pg.Independent(Array((2,))).fit(POINTS, seed=1), folder / "points")
+    quakes = pg.datasets.load("earthquakes")
+    pg.save(pg.Independent(quakes.event).fit(quakes.x, seed=1), folder / "series")
+    return folder
+
+
+def run(*words):
+    return CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+def refused(*words):
+    """The message of a user's mistake: exit code 2, no traceback, nothing on standard output."""
+    answer = run(*words)
+    assert answer.exit_code == 2, answer.output
+    assert "Traceback" not in answer.output
+    assert not answer.stdout
+    return " ".join(answer.stderr.replace("│", " ").split())
+
+
+def done(*words):
+    answer = run(*words)
+    assert answer.exit_code == 0, answer.output
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value"), [("--hidden", "6,5", (6, 5)), ("--hidden", "6", (6,)), ("--latent-dim", "3", 3)]
+)
+def test_options_reach_the_constructor_in_its_types(option, text, value):
+    done("fit", "vae", "points.npy", "-o", "m", "--steps", 2, option, text)
+    assert getattr(pg.load("m"), option[2:].replace("-", "_")) == value
+
+
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# Words
+
+
+@pytest.mark.parametrize("command", ["fit", "score", "sample", "compare", "card"])
+def test_a_command_without_arguments_says_what_is_missing(command):
+    assert "Missing argument" in refused(command)
+
+
+def test_a_misspelt_command_gets_the_nearest():
+    assert "Did you mean 'compare'" in refused("compar", "digits")
+
+
+def test_a_misspelt_family_gets_the_nearest():
+    assert "Did you mean 'Mixture'" in refused("fit", "mixtur", "points.npy", "-o", "m")
+    assert "Did you mean 'Mixture'" in refused("compare", "points.npy", "--families", "independent,mixtrue")
+
+
+def test_a_misspelt_data_set_gets_the_nearest():
+    assert "Did you mean 'iris'" in refused("compare", "irsi")
+    assert "Did you mean 'iris'" in refused("fit", "mixture", "irsi", "-o", "m")
+
+
+def test_a_misspelt_estimator_or_option_of_it_gets_the_nearest(saved):
+    assert "Did you mean 'iwae'" in refused("score", saved / "vae", "points.npy", "--by", "iwea")
+    assert "Did you mean 'samples'" in refused("score", saved / "vae", "points.npy", "--by", "iwae:sample=3")
+    assert "samples=-3" in refused("score", saved / "vae", "points.npy", "--by", "iwae:samples=-3")
+    assert "Known: elbo" in refused("score", saved / "vae", "points.npy", "--by", "")
+
+
+def test_options_of_a_family_are_checked_under_the_name_that_was_typed():
+    assert "Did you mean '--components'" in refused("fit", "mixture", "points.npy", "-o", "m", "--compnents", "3")
+    message = refused("fit", "mixture", "points.npy", "-o", "m", "--latent-dim", "3")
+    assert "Mixture has no option --latent-dim" in message
+    assert "--max-iter" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--components"], "--components without a value"),
+        (["--components", "0"], "components=0"),
+        (["--components", "many"], "--components many. Wanted: a whole number"),
+        (["--components", "true"], "--components true. Wanted: a whole number"),
+        (["--budget", "-1"], "--budget -1. Wanted: a positive time"),
+        (["--tol", "NaN"], "--tol NaN. Wanted: a number"),
+        (["--tol", "true"], "--tol true. Wanted: a number"),
+        (["--tol", "small"], "--tol small. Wanted: a number"),
+        (["--emission", "normal"], "--emission normal. Wanted: Emission, in Python"),
+        (["stray"], "The word 'stray'"),
+        (["-x", "3"], "The word '-x'"),
+        (["--components", "99"], "40 rows for 99 components"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_wrong_options_leave_no_model(here, words, message):
+    before = everything(here)
+    assert message in refused("fit", "mixture", "points.npy", "-o", "m", *words)
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize("budget", ["nonsense", "0", "-1", "", "nan", "inf", "5 parsecs", "0s"])
+def test_a_budget_that_is_no_time_is_refused(budget):
+    assert "positive time" in refused("compare", "points.npy", "--budget", budget)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60", 60), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
+def test_budgets_are_read_in_seconds_minutes_and_hours(text, seconds):
+    assert cli._seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--rows", "0"], "--rows 0"),
+        (["--test", "0"], "test=0"),
+        (["--test", "nan"], "test=nan"),
+        (["--seed", "-1"], "--seed"),
+        (["--families", ","], "There is no family ''"),
+        (["--families", "vae,vae", "--test", "2"], "test=2"),
+    ],
+)
+def test_wrong_options_of_compare_leave_nothing(here, words, message):
+    before = everything(here)
+    assert message in refused("compare", "points.npy", *words)
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("true", True),
+        ("null", None),
+        ("64,32", (64, 32)),
+        ("64,", (64,)),
+        ("diag", "diag"),
+        ("[1, 2]", [1, 2]),
+    ],
+)
+def test_values_are_numbers_lists_or_text(text, value):
+    assert cli._value(text) == value
+
+
+# Data
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.csv", "", "empty.csv"),
+        ("header.csv", "a,b\n", "no rows"),
+        ("inf.csv", "a,b\n1.5,2\ninf,4\n", "row 1, column a"),
+        ("ragged.csv", "a,b\n1,2\n3\n", "ragged.csv"),
+        ("twice.csv", "a,a\n1,2\n3,4\n", "Duplicate column names"),
+        ("void.csv", "a,b\n1.5,\n2.5,\n", "'b' has no values"),
+        ("empty.txt", "", "empty.txt"),
+        ("what.json", "{}", ".json"),
+    ],
+)
+def test_data_that_cannot_be_used_are_refused_by_every_command(here, saved, name, content, message):
+    Path(name).write_text(content)
+    before = everything(here)
+    assert message in refused("fit", "independent", name, "-o", "m")
+    assert message in refused("compare", name)
+    refused("score", saved / "table", name, "-o", "scores.csv")
+    assert everything(here) == before
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", ".", "n" * 5000])
+def test_paths_that_lead_nowhere_are_refused(name, saved):
+    for words in (["compare", name], ["fit", "mixture", name, "-o", "m"], ["score", saved / "table", name]):
+        refused(*words)
+
+
+def test_garbage_cannot_speak_to_the_terminal():
+    Path("evil.csv").write_bytes(b"a,b\n\x1b]0;owned\x07\x1b[2J\n1,2\n")
+    message = refused("fit", "independent", "evil.csv", "-o", "m")
+    assert "\x1b" not in message
+    assert "\\x1b[2J" in message
+
+
+def test_data_of_another_event_are_refused(saved):
+    assert "lacks ['size', 'colour']" in refused("score", saved / "table", "iris")
+    refused("score", saved / "table", "points.npy")
+    refused("score", saved / "points", "mixed.csv")
+    refused("score", saved / "points", "digits")
+
+
+def test_an_unseen_category_is_named_by_row_and_column(saved):
+    Path("new.csv").write_text("size,colour\n1.5,red\n2.5,octarine\n")
+    message = refused("score", saved / "table", "new.csv")
+    assert "row 1, column colour: 'octarine'" in message
+
+
+def test_a_family_that_does_not_suit_says_why():
+    message = refused("fit", "vae", "mixed.csv", "-o", "m")
+    assert "VAE does not suit" in message
+    assert "probgen compare" in message
+
+
+def test_text_that_no_family_suits_lists_every_reason():
+    Path("tale.txt").write_text("a rose\nis a rose\nis a rose\n")
+    message = refused("compare", "tale.txt")
+    assert "No family can be fitted to Text()" in message
+    assert "Mixture: " in message
+    assert "{" not in message
+
+
+# Models
+
+
+def test_a_folder_without_a_model_is_refused(here):
+    for words in (["card", "."], ["sample", "nowhere"], ["score", "nowhere", "points.npy"]):
+        assert "card.json" in refused(*words)
+
+
+def test_the_card_is_json(saved):
+    about = json.loads(done("card", saved / "vae").stdout)
+    assert about["family"] == "VAE"
+    assert about["shapes"]
+
+
+@pytest.mark.parametrize("n", ["0", "-3", "three", "1.5"])
+def test_a_number_of_draws_that_is_none_is_refused(saved, n):
+    assert "-n" in refused("sample", saved / "points", "-n", n) or "n=" in refused("sample", saved / "points", "-n", n)
+
+
+def test_samples_are_csv_that_reads_back(saved):
+    answer = done("sample", saved / "table", "-n", 50)
+    Path("drawn.csv").write_text(answer.stdout)
+    back = pg.datasets.read("drawn.csv").to_pydict()
+    assert set(back["colour"]) == {"red", "bé, blue"}
+    assert len(back["size"]) == 50
+    assert "50 draws from p" in answer.stderr
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy", ".png", ".CSV"])
+def test_samples_go_into_a_file_of_the_kind_that_its_name_says(saved, suffix):
+    done("sample", saved / "points", "-n", 4, "-o", f"drawn{suffix}")
+    if suffix == ".png":
+        assert Path("drawn.png").read_bytes().startswith(b"\x89PNG")
+    else:
+        assert len(pg.datasets.load(f"drawn{suffix}")) == 4
+
+
+def test_series_are_not_squeezed_into_an_array(saved):
+    assert "lengths" in refused("sample", saved / "series", "-n", 2, "-o", "x.npy")
+    assert done("sample", saved / "series", "-n", 2).stdout.startswith("row,step,x\n0,0,")
+
+
+def test_scores_are_a_row_a_data_row(saved):
+    answer = done("score", saved / "points", "points.npy", "-o", "scores.csv")
+    model = pg.load(saved / "points")
+    assert pd.read_csv("scores.csv")["log_prob"].tolist() == pytest.approx(model.log_prob(POINTS).nats.tolist())
+    assert "exact" in answer.stdout
+    assert "40 rows written to scores.csv" in answer.stdout
+
+
+def test_a_refused_likelihood_is_an_answer_that_says_so(saved):
+    assert "unavailable" in done("score", saved / "gan", "points.npy").stdout
+    assert "no finite support" in done("score", saved / "vae", "points.npy", "--by", "enumerate").stdout
+
+
+def test_an_estimator_can_be_chosen(saved):
+    assert "ELBO(samples=7)" in done("score", saved / "vae", "points.npy", "--by", "elbo:samples=7").stdout
+
+
+# Outputs
+
+
+def test_outputs_are_checked_before_the_work_and_nothing_is_overwritten(here, saved, monkeypatch):
+    Path("mine.csv").write_text("precious")
+    (here / "folder.csv").mkdir()
+    monkeypatch.setattr("probgen.store.load", lambda _: pytest.fail("the work was begun"))
+    for output in ("mine.csv", "mine.txt", "nowhere/x.csv", "folder.csv"):
+        refused("score", saved / "points", "points.npy", "-o", output)
+        refused("sample", saved / "points", "-o", output)
+    assert Path("mine.csv").read_text() == "precious"
+
+
+def test_an_output_is_replaced_when_that_is_asked(saved):
+    Path("mine.csv").write_text("old")
+    done("sample", saved / "points", "-n", 2, "-o", "mine.csv", "--overwrite")
+    assert len(pg.datasets.read("mine.csv")) == 2
+
+
+def test_a_model_is_replaced_only_when_that_is_asked():
+    fit = ["fit", "independent", "points.npy", "-o", "m"]
+    done(*fit)
+    before = Path("m/card.json").read_bytes()
+    assert "--overwrite" in refused(*fit)
+    assert Path("m/card.json").read_bytes() == before
+    done(*fit, "--overwrite", "--seed", 7)
+    assert pg.load("m").report.seed == 7
+
+
+def test_a_model_is_never_put_among_other_files_or_into_a_file(here):
+    (here / "work").mkdir()
+    (here / "work" / "notes.md").write_text("mine")
+    for output in ("work", "points.npy", "points.npy/m"):
+        refused("fit", "independent", "points.npy", "-o", output, "--overwrite")
+    assert everything(here / "work") == ["notes.md"]
+
+
+def test_outputs_one_may_not_write_are_refused_before_the_work(here, saved, monkeypatch):
+    """Root may write everywhere, so the system's answers are put in its mouth."""
+    before = everything(here)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert "no folder one may write to" in refused("fit", "independent", "points.npy", "-o", "m")
+    assert "no folder one may write to" in refused("sample", saved / "points", "-o", "x.csv")
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (_ for _ in ()).throw(denied))
+    assert "Permission denied" in refused("compare", "points.npy", "--out", "c")
+    assert everything(here) == before
+
+
+# Compare
+
+FAST = ["--families", "independent,mixture", "--budget", "1s"]
+
+
+def test_compare_on_a_table_with_gaps_writes_everything_it_says(here):
+    answer = done("compare", "mixed.csv", *FAST, "--out", "c")
+    assert everything(here / "c")[-3:] == ["samples.png", "scores.parquet", "summary.parquet"]
+    assert {path.name for path in (here / "c" / "models").iterdir()} == {"Independent", "Mixture"}
+    assert "32 rows to fit, 8 rows held out" in answer.stderr
+    assert "mixed: 8 rows held out" in answer.stdout
+    assert len(frames.read("c/scores.parquet")) == 16
+    assert [path for path in here.iterdir() if path.name.startswith(".")] == []
+    assert len(pg.load("c/models/Mixture").log_prob(pg.datasets.read("mixed.csv"))) == 40
+
+
+def test_compare_without_a_folder_takes_the_first_free_name(here):
+    for _ in range(2):
+        done("compare", "points.npy", "--families", "independent")
+    assert {path.name for path in here.iterdir() if path.is_dir()} == {"comparison-points", "comparison-points-2"}
+
+
+def test_a_series_is_told_in_steps():
+    answer = done("compare", "earthquakes", "--out", "c")
+    assert "1 series of 86 steps to fit, 1 series of 21 steps held out" in answer.stderr
+    assert "one row shows no spread" in answer.stdout
+
+
+def test_held_out_rows_are_cut_to_what_was_asked():
+    answer = done("compare", "moons", "--families", "independent", "--rows", 30, "--out", "c")
+    assert "1600 rows to fit, 400 rows held out, 30 of them scored" in answer.stderr
+    assert len(frames.read("c/scores.parquet")) == 30
+
+
+def test_columns_that_name_the_rows_are_pointed_out():
+    MIXED.assign(id=range(40)).to_csv("ids.csv", index=False)
+    noted = done("compare", "ids.csv", "--families", "independent", "--out", "c").stderr
+    assert "column 'id' differs in every row" in noted
+    assert "column 'size'" not in noted
+
+
+def failing(error):
+    def _fit(self, x, given, *, generator, budget=1.0, progress=None):
+        raise error
+
+    return _fit
+
+
+@pytest.mark.parametrize("error", [FitError("The objective became nan"), DataError("Row 3 is missing")])
+def test_one_family_that_fails_does_not_lose_the_others(monkeypatch, error):
+    monkeypatch.setattr(Mixture, "_fit", failing(error))
+    answer = done("compare", "points.npy", *FAST, "--out", "c")
+    assert f"Mixture was left out: it could not be fitted: {error}" in answer.stdout
+    assert set(frames.read("c/scores.parquet").to_pydict()["family"]) == {"Independent"}
+
+
+def test_two_rows_are_compared_as_far_as_that_goes(recwarn):
+    np.save("two.npy", RNG.normal(size=(2, 2)))
+    answer = done("compare", "two.npy", "--families", "independent,kerneldensity,mixture", "--out", "c")
+    assert "KernelDensity was left out: it could not be fitted: 1 row" in answer.stdout
+    np.save("one.npy", RNG.normal(size=(1, 2)))
+    assert "at least one row on each side" in refused("compare", "one.npy")
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_notes_without_a_place_in_the_code():
+    MIXED.assign(size=7.5).to_csv("constant.csv", index=False)
+    noted = done("compare", "constant.csv", "--families", "independent", "--out", "c").stderr
+    assert "probgen: note: " in noted
+    assert "data look rounded" in noted
+    assert ".py" not in noted
+
+
+def test_a_folder_that_exists_is_replaced_only_if_it_holds_a_comparison_and_nothing_else(here):
+    fast = ["compare", "points.npy", "--families", "independent", "--out"]
+    (here / "empty").mkdir()
+    done(*fast, "empty")
+    before = everything(here)
+    assert "--overwrite" in refused(*fast, "empty")
+    assert everything(here) == before
+    done(*fast, "empty", "--overwrite", "--rows", 3)
+    assert len(frames.read("empty/scores.parquet")) == 3
+    (here / "empty" / "notes.md").write_text("mine")  # now --overwrite would lose a file that probgen did not write
+    refused(*fast, "empty", "--overwrite")
+    refused(*fast, "points.npy", "--overwrite")
+    refused(*fast, ".", "--overwrite")
+    assert (here / "empty" / "notes.md").read_text() == "mine"
+    assert everything(here) == sorted([*before, "empty/notes.md"])
+
+
+def test_a_comparison_that_dies_half_way_leaves_nothing_and_keeps_the_old_one(here, monkeypatch):
+    fast = ["compare", "points.npy", "--families", "independent", "--out", "c"]
+    done(*fast)
+    before = everything(here)
+    monkeypatch.setattr("probgen.store.save", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    assert "No space left" in refused(*fast, "--overwrite")
+    refused(*fast[:-1], "d")
+    assert everything(here) == before
+
+
+def test_an_old_comparison_comes_back_when_the_new_one_cannot_take_its_place(here, monkeypatch):
+    fast = ["compare", "points.npy", "--families", "independent", "--out", "c"]
+    done(*fast)
+    before = everything(here)
+    rename = Path.rename
+
+    def failing_once(self, target):
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing_once)
+    assert "Input/output error" in refused(*fast, "--overwrite")
+    assert everything(here) == before
+
+
+def test_a_defect_of_ours_is_called_that_and_exits_with_1(monkeypatch):
+    monkeypatch.setattr(Independent, "_fit", failing(TypeError("a slip")))
+    answer = run("fit", "independent", "points.npy", "-o", "m")
+    assert answer.exit_code == 1
+    assert "Traceback" in answer.stderr
+    assert "a defect of probgen" in answer.stderr
+
+
+# Interruptions
+
+
+def interrupted_at(monkeypatch, step):
+    """Training that sees Ctrl-C at a step."""
+    take_step = training._Run.take_step
+
+    def stepping(self, data):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return take_step(self, data)
+
+    monkeypatch.setattr(training._Run, "take_step", stepping)
+
+
+def test_ctrl_c_while_training_saves_the_best_state_and_exits_with_130(monkeypatch):
+    interrupted_at(monkeypatch, 5)
+    answer = run("fit", "vae", "points.npy", "-o", "m", "--steps", 30, "--hidden", "4,")
+    assert answer.exit_code == 130, answer.output
+    assert "best state so far is saved in m" in answer.stderr
+    assert pg.load("m").report.stopped == "interrupted"
+
+
+def test_ctrl_c_before_the_first_evaluation_saves_nothing(here, monkeypatch):
+    interrupted_at(monkeypatch, 0)
+    answer = run("fit", "vae", "points.npy", "-o", "m", "--steps", 30)
+    assert answer.exit_code == 130
+    assert "nothing was written" in answer.stderr
+    assert not (here / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["interrupted", "terminated"]
+)
+def test_a_signal_during_compare_leaves_nothing_behind(here, sent, code):
+    before = everything(here)
+    words = [*PROBGEN, "compare", "points.npy", "--families", "vae", "--budget", "10m"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "fitting VAE" in line:
+                break
+        process.send_signal(sent)
+        out, err = process.communicate(timeout=50)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert out == ""
+    assert everything(here) == before
+
+
+# Terminals and pipes
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    from probgen.evaluate.compare import compare
+
+    models = {
+        "KernelDensity": pg.KernelDensity(Array((2,))).fit(POINTS, seed=1),
+        "GAN": pg.GAN(Array((2,)), 2, (4,), penalty=0.25).fit(POINTS, seed=1, steps=2),
+    }
+    return compare(models, POINTS, seed=1)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_a_table_fits_its_terminal_and_no_word_in_it_is_broken(monkeypatch, comparison, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    cli._show(comparison, "points")
+    styled = sys.stdout.getvalue()
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", styled)
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(word in shown for word in ("KernelDensity", "unavailable", "exact", "nats/row"))
+    assert ("Too narrow for" in shown) == (width < 100)
+    assert not re.search(r"\x1b\[(3|9)[0-7]m", styled)  # NO_COLOR asks for no colours; bold and dim may stay
+
+
+def test_a_closed_standard_output_is_no_reason_to_break(monkeypatch, comparison):
+    monkeypatch.setattr(sys, "stdout", None)
+    cli._show(comparison, "points")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "+- \\xe9"), ("latin-1", "± é"), ("utf-8", "± é")])
+def test_what_an_encoding_cannot_hold_is_written_another_way(encoding, shown):
+    assert cli._encodable("± é", io.TextIOWrapper(io.BytesIO(), encoding=encoding)) == shown
+
+
+def process(*words, **more):
+    given = {"capture_output": True, "text": True, "timeout": 50} | more
+    return subprocess.run([*PROBGEN, *map(str, words)], check=False, **given)
+
+
+def test_a_comparison_is_kept_although_nobody_reads_its_table(here):
+    """The reader of the pipe is gone, and the locale knows no ±."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    more = {"capture_output": False, "stdout": write, "stderr": subprocess.PIPE, "env": environment}
+    answer = process("compare", "points.npy", "--families", "independent", "--out", "c", **more)
+    os.close(write)
+    assert answer.returncode == 0
+    assert "Traceback" not in answer.stderr
+    assert "Exception" not in answer.stderr
+    assert (here / "c" / "scores.parquet").exists()
+
+
+def test_a_mistake_exits_a_process_with_2_and_no_traceback():
+    answer = process("sample", "nowhere")
+    assert answer.returncode == 2
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("probgen: There is no model in nowhere")
+
+
+def test_help_and_the_face_load_nothing_heavy():
+    heavy = {"torch", "pyro", "scipy", "pandas", "matplotlib", "sklearn", "pyarrow"}
+    code = (
+        "import sys, probgen; face = set(sys.modules)\n"
+        "from probgen.cli import app; from typer.testing import CliRunner\n"
+        "for words in (['--help'], ['compare', '--help'], ['fit'], ['nonsense']): CliRunner().invoke(app, words)\n"
+        f"print(sorted({heavy} & face), 'numpy' in face, sorted({heavy} & set(sys.modules)))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert answer.stdout.strip() == "[] False []", answer.stderr

@@ -1,0 +1,340 @@
+"""Comparisons: one table that says what each number is, keeps what works when a family fails, and draws honestly."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import probgen as pg
+from probgen import plots
+from probgen.errors import DataError, FitError, Incomparable, ParameterError
+from probgen.evaluate.compare import Comparison, Entry, column_names, compare, fit_suitable, format_cell, panels
+from probgen.evaluate.samples import csv_lines, sample_table
+from probgen.events import Array, Category, Count, Ragged, Real, Series, Table
+from probgen.logprob import Kind, LogProb
+from probgen.models.gan import GAN
+from probgen.models.mixture import Mixture
+from probgen.models.vae import VAE
+
+RNG = np.random.default_rng(11)
+POINTS = RNG.normal(size=(80, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
+TRAIN, HELD = POINTS[:60], POINTS[60:]
+EVENT = Array((2,))
+FEW = {"vae": pg.IWAE(samples=60)}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {
+        "gan": pg.GAN(EVENT, 2, (4,), penalty=0.25).fit(TRAIN, seed=1, steps=4),
+        "vae": pg.VAE(EVENT, 2, (4,)).fit(TRAIN, seed=1, steps=4),
+        "independent": pg.Independent(EVENT).fit(TRAIN, seed=1),
+        "mixture": pg.Mixture(EVENT, 1).fit(TRAIN, seed=1),
+    }
+
+
+@pytest.fixture(scope="module")
+def table(models):
+    return compare(models, HELD, by=FEW, seed=3, skipped={"Other": "it does not suit."})
+
+
+def failing(error):
+    """A fit hook that takes a budget and fails."""
+
+    def _fit(self, x, given, *, generator, budget=1.0, progress=None):
+        raise error
+
+    return _fit
+
+
+# The table
+
+
+def test_the_best_comes_first_and_refusals_last(table):
+    names = [entry.name for entry in table.entries]
+    means = [entry.log_prob.mean().value for entry in table.entries[:-1]]
+    assert names[0] == "mixture"  # the data are one correlated normal
+    assert names[-1] == "gan"
+    assert means == sorted(means, reverse=True)
+
+
+def test_every_number_says_its_kind(table):
+    kinds = {row["family"]: row["kind"] for row in table.frame().to_pylist()}
+    assert kinds == {"mixture": "exact", "independent": "exact", "vae": "lower", "gan": "unavailable"}
+
+
+def test_a_refusal_has_no_number_and_its_reason_is_a_note(table):
+    gan = next(row for row in table.frame().to_pylist() if row["family"] == "gan")
+    assert [gan[name] for name in ("nats/row", "Monte Carlo ±", "between rows ±", "bits/dim")] == [None] * 4
+    assert any(note.startswith("gan: ") and "Instead: " in note for note in table.notes())
+
+
+def test_what_was_left_out_is_named_with_its_reason(table):
+    assert table.notes()[-1] == "Other was left out: it does not suit."
+
+
+def test_the_table_prints_a_line_a_family_and_its_notes(table):
+    lines = str(table).splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["family", *(entry.name for entry in table.entries)]
+    assert any("lower: the true log-likelihood is at least this" in line for line in lines)
+
+
+def test_numbers_in_the_table_are_those_of_the_models(models, table):
+    shown = {row["family"]: row for row in table.frame().to_pylist()}
+    mean = models["mixture"].log_prob(HELD).mean()
+    assert shown["mixture"]["nats/row"] == mean.value
+    assert shown["mixture"]["between rows ±"] == mean.between_rows
+    assert shown["mixture"]["bits/dim"] == pytest.approx(-mean.value / math.log(2) / 2)
+
+
+def test_scores_hold_a_row_a_family_and_held_out_row(models, table):
+    scores = table.scores().to_pylist()
+    assert len(scores) == len(models) * len(HELD)
+    mine = [row["log_prob"] for row in scores if row["family"] == "independent"]
+    assert mine == models["independent"].log_prob(HELD).nats.tolist()
+
+
+def test_one_seed_gives_one_table(models, table):
+    assert compare(models, HELD, by=FEW, seed=3).scores().equals(table.scores())
+    assert not compare(models, HELD, by=FEW, seed=4).scores().equals(table.scores())
+
+
+def entry(name, nats, measure="counting", kind=Kind.EXACT):
+    return Entry(name, LogProb(kind, torch.tensor(nats, dtype=torch.float64), by="test", measure=measure))
+
+
+def test_two_measures_are_said_not_to_compare():
+    notes = Comparison((entry("a", [-1.0, -2.0]), entry("b", [-1.0, -2.0], "lebesgue"))).notes()
+    assert "Measures counting and lebesgue do not compare: rank only within one." in notes
+    assert not any("do not compare" in note for note in Comparison((entry("a", [-1.0]),)).notes())
+
+
+def test_densities_above_one_and_single_rows_are_explained():
+    def notes(*entries):
+        return "\n".join(Comparison(entries).notes())
+
+    assert "densities above 1" in notes(entry("a", [3.0, 1.0], "lebesgue(cm)"))
+    assert "densities above 1" not in notes(entry("a", [-3.0, 1.0], "lebesgue(cm)"))
+    assert "one row shows no spread" in notes(entry("a", [-3.0]))
+    assert "2 rows have probability zero" in notes(entry("a", [-math.inf, -1.0, -math.inf]))
+
+
+@pytest.mark.parametrize(
+    ("value", "column", "text"),
+    [
+        (None, "nats/row", "-"),
+        (math.nan, "Monte Carlo ±", "?"),
+        (0.0123, "nats/row", "0.012"),
+        (0.0123, "fit s", "0.0"),
+        ("exact", "kind", "exact"),
+    ],
+)
+def test_cells_are_short(value, column, text):
+    assert format_cell(value, column) == text
+
+
+def test_no_models_are_refused():
+    with pytest.raises(ParameterError, match="at least one"):
+        compare({}, HELD)
+
+
+def test_models_that_read_the_rows_differently_are_refused(models):
+    one_series = pg.Independent(Series((2,))).fit([TRAIN], seed=1)
+    with pytest.raises(Incomparable):
+        compare({"rows": models["mixture"], "series": one_series}, HELD)
+
+
+def test_masses_and_densities_of_the_same_rows_stand_in_blocks(models):
+    rounded = pg.Mixture(Array((2,), resolution=1.0), 1).fit(np.round(TRAIN), seed=1)
+    result = compare({"mass": rounded, "density": models["mixture"]}, np.round(HELD))
+    assert any("do not compare" in note for note in result.notes())
+
+
+# One family's failure
+
+
+def test_a_model_that_cannot_score_is_left_out_and_the_others_compared(models):
+    other = pg.Independent(Array((3,))).fit(RNG.normal(size=(30, 3)), seed=1)
+    result = compare({"wide": other, "mixture": models["mixture"]}, HELD)
+    assert [e.name for e in result.entries] == ["mixture"]
+    assert result.skipped["wide"].startswith("it could not score: Data of shape (20, 2)")
+
+
+def test_where_no_model_can_score_the_reason_is_raised(models):
+    with pytest.raises(DataError, match="shape"):
+        compare({"mixture": models["mixture"]}, RNG.normal(size=(5, 7)))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FitError("The objective became nan", "finite numbers", "Lower the rate"),
+        DataError("Row 3, column a is missing"),
+        torch.linalg.LinAlgError("not positive-definite"),
+        MemoryError("too many cells"),
+        ZeroDivisionError("no rows left"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_family_whose_fit_fails_is_listed_and_the_others_are_fitted(monkeypatch, error):
+    monkeypatch.setattr(Mixture, "_fit", failing(error))
+    fitted, skipped = fit_suitable(TRAIN, EVENT, families=["Mixture", "Independent"], seed=1)
+    assert list(fitted) == ["Independent"]
+    assert skipped["Mixture"].startswith("it could not be fitted: ")
+    assert str(error) in skipped["Mixture"]
+
+
+def test_a_gap_that_a_family_cannot_integrate_out_is_its_reason():
+    gaps = {"a": np.where(RNG.random(60) < 0.3, math.nan, RNG.normal(size=60)), "b": RNG.normal(size=60)}
+    fitted, skipped = fit_suitable(gaps, Table({"a": Real(), "b": Real()}), seed=1, budget=1.0)
+    assert {"Independent", "Mixture"} <= set(fitted)
+    assert "column 0 is missing" in skipped["KernelDensity"]
+    assert "column 0 is missing" in skipped["GaussianCopula"]
+    assert "Table" in skipped["VAE"]
+
+
+def test_a_defect_is_not_hidden_as_a_reason(monkeypatch):
+    monkeypatch.setattr(Mixture, "_fit", failing(TypeError("a slip of ours")))
+    with pytest.raises(TypeError, match="slip"):
+        fit_suitable(TRAIN, EVENT, families=["Mixture"], seed=1)
+
+
+def test_ctrl_c_in_a_training_loop_ends_the_comparison_not_only_that_family(monkeypatch):
+    began = []
+    monkeypatch.setattr("probgen.training._Run.take_step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        fit_suitable(TRAIN, EVENT, families=["VAE", "GAN"], on_start=lambda name, _: began.append(name))
+    assert began == ["VAE"]
+
+
+# Fitting
+
+
+def test_families_that_do_not_suit_say_why():
+    fitted, skipped = fit_suitable(
+        {"k": RNG.integers(3, size=40)}, Table({"k": Category((0, 1, 2))}), families=["Independent", "VAE"], seed=1
+    )
+    assert list(fitted) == ["Independent"]
+    assert "Table" in skipped["VAE"]
+
+
+def test_the_budget_is_shared_equally_and_what_is_left_goes_on(monkeypatch):
+    for family in (Mixture, VAE, GAN):
+        monkeypatch.setattr(family, "_fit", failing(FitError("at once")))
+    shares = {}
+    fit_suitable(TRAIN, EVENT, budget=9.0, on_start=shares.__setitem__)
+    assert [name for name, share in shares.items() if share is None] == list(shares)[:3]  # closed forms first
+    assert [shares[name] for name in ("GAN", "Mixture", "VAE")] == pytest.approx([3, 4.5, 9], abs=0.1)
+
+
+def test_a_family_named_twice_is_fitted_once():
+    began = []
+    fit_suitable(TRAIN, EVENT, families=["Independent"] * 2, on_start=lambda name, _: began.append(name))
+    assert began == ["Independent"]
+
+
+@pytest.mark.parametrize("budget", [0, -1.0, math.inf, math.nan])
+def test_a_budget_that_is_no_time_is_refused(budget):
+    with pytest.raises(ParameterError, match="budget"):
+        fit_suitable(TRAIN, EVENT, budget=budget)
+
+
+# Samples as tables
+
+
+def test_rounded_columns_are_written_with_the_decimals_of_their_step():
+    event = Table({"length": Real("cm", 0.1), "free": Real()})
+    cells = torch.tensor([[66 * 0.1, 0.1 + 0.2]], dtype=torch.float64)  # 6.6000000000000005
+    assert list(csv_lines(cells, event)) == ["length,free", "6.6,0.30000000000000004"]
+
+
+def test_csv_lines_quote_what_a_reader_would_split(tmp_path):
+    event = Table({"a,b": Category(('say "no"', "x,y", "plain")), "n": Count()})
+    lines = list(csv_lines(torch.tensor([[0.0, 4], [1, 5], [2, 6]]), event))
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    assert pg.datasets.read(tmp_path / "x.csv").to_pydict() == {"a,b": ['say "no"', "x,y", "plain"], "n": [4, 5, 6]}
+
+
+def test_series_become_a_table_of_row_step_and_cells():
+    ragged = Ragged(torch.tensor([1.0, 2, 3]), torch.tensor([2, 1]))
+    assert sample_table(ragged, Series()).to_pydict() == {"row": [0, 0, 1], "step": [0, 1, 0], "x": [1.0, 2.0, 3.0]}
+
+
+def test_the_cells_of_an_array_are_named_by_their_place():
+    drawn = sample_table(torch.arange(4.0).reshape(1, 2, 2), Array((2, 2), levels=5))
+    assert drawn.to_pydict() == {"x0_0": [0], "x0_1": [1], "x1_0": [2], "x1_1": [3]}
+
+
+# Pictures
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What plots.samples draws: the axes of its last figure."""
+    kept, make = [], plots._figure
+
+    def keeping(*args):
+        figure, axes = make(*args)
+        kept[:] = axes
+        return figure, axes
+
+    monkeypatch.setattr(plots, "_figure", keeping)
+    return kept
+
+
+def test_a_picture_shows_as_many_samples_as_data(models):
+    shown = panels({"mixture": models["mixture"]}, HELD, EVENT, seed=1)
+    assert {title: x.shape for title, x in shown.items()} == {"held-out data": (20, 2), "mixture": (20, 2)}
+
+
+def test_a_model_that_cannot_sample_leaves_no_panel(models, monkeypatch):
+    monkeypatch.setattr(GAN, "_sample", lambda self, n, *_, **__: torch.full((n, 2), math.nan))
+    assert list(panels(models, HELD, EVENT, seed=1)) == ["held-out data", "vae", "independent", "mixture"]
+
+
+SHAPES = {
+    "images": RNG.integers(0, 4, size=(7, 3, 5)).astype(float),
+    "points": RNG.normal(size=(50, 2)),
+    "numbers": RNG.normal(size=50),
+    "columns": RNG.normal(size=(50, 4)),
+    "one row": np.ones((1, 3)),
+    "a constant column": np.ones((9, 3)),
+    "gaps": np.where(RNG.random((50, 3)) < 0.4, math.nan, 1.0),
+    "a column of gaps": np.full((9, 3), math.nan),
+    "equal points": np.ones((9, 2)),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_shapes_are_drawn(tmp_path, shape):
+    x = SHAPES[shape]
+    plots.samples({"data": x, "model": x + 1}, tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("shape", ["points", "columns", "numbers"])
+def test_panels_share_the_scales_of_the_data(tmp_path, drawn, shape):
+    plots.samples({"data": SHAPES[shape], "far": SHAPES[shape] * 100}, tmp_path / "x.png")
+    assert drawn[0].get_ylim() == drawn[1].get_ylim()
+
+
+def test_missing_cells_do_not_shorten_a_curve(tmp_path, drawn):
+    column = np.array([[3.0], [math.nan], [1.0], [math.nan], [2.0]])
+    plots.samples({"data": column}, tmp_path / "x.png")
+    (line,) = drawn[0].get_lines()
+    assert line.get_ydata().tolist() == [1, 2, 3]
+    assert line.get_xdata().tolist() == pytest.approx([1 / 6, 3 / 6, 5 / 6])
+
+
+def test_repeated_points_are_larger(tmp_path, drawn):
+    plots.samples({"data": np.array([[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]])}, tmp_path / "x.png")
+    sizes = drawn[0].collections[0].get_sizes()
+    assert sizes[1] == 2 * sizes[0]
+
+
+def test_columns_are_named_in_the_picture(tmp_path, drawn):
+    event = Table({"height": Real(), "width": Real(), "n": Count()})
+    plots.samples({"data": SHAPES["columns"][:, :3]}, tmp_path / "x.png", names=column_names(event))
+    assert [text.get_text() for text in drawn[0].get_legend().get_texts()] == ["height", "width", "n"]
+    assert column_names(EVENT) is None
