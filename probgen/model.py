@@ -235,11 +235,12 @@ class GenerativeModel(nn.Module, abc.ABC):
     def _check(self, x: Any) -> Checked:
         checked = self.event.check(x)
         if not self.missing_cells and isinstance(checked.x, Tensor) and checked.x.isnan().any():
-            row, column = checked.x.reshape(len(checked), -1).isnan().nonzero()[0].tolist()
+            row, place = checked.x.reshape(len(checked), -1).isnan().nonzero()[0].tolist()
+            column = list(getattr(self.event, "columns", ()))[place : place + 1] or [place]
             raise DataError(
-                f"Row {checked.about.keys[row]}, column {column} is missing: {type(self).__name__} needs every cell",
+                f"Row {checked.about.keys[row]}, column {column[0]} is missing: {type(self).__name__} needs every cell",
                 "complete rows, or a family that handles gaps",
-                "Use Mixture with covariance='diag' or Independent, impute, or drop the rows",
+                "Use Mixture or Independent, impute, or drop the rows",
             )
         return checked
 

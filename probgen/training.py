@@ -1,6 +1,7 @@
 """The one training loop: budgets turned into steps, checkpoints, resume, early stopping, progress."""
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -305,15 +306,19 @@ class _Run:
     def pilot(self, data: Tensor, budget: float) -> int:
         """How many steps fit into a budget: a few are timed and undone."""
         before, facts = {k: v.clone() for k, v in self.tensors().items()}, self.facts()
-        self.steps, timed = 1000, 0
+        self.steps = 1000
+        times: list[float] = []
         try:
             for _ in range(3):
                 self.take_step(data)
             began = time.perf_counter()
-            while timed < 5 or (time.perf_counter() - began < 0.02 * budget and timed < 200):
+            while len(times) < 15 or (time.perf_counter() - began < 0.02 * budget and len(times) < 200):
+                started = time.perf_counter()
                 self.take_step(data)
-                timed += 1
-            seconds = (time.perf_counter() - began) / timed
+                times.append(time.perf_counter() - started)
+                if len(times) >= 5 and time.perf_counter() - began > 0.2 * budget:
+                    break
+            seconds = statistics.median(times)  # a busy moment must not settle the whole run
         finally:
             self.restore(before, facts)
         return max(1, int(0.95 * budget / seconds))

@@ -11,6 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from probgen import emissions
+from probgen.errors import ParameterError
 from probgen.events import Array, Category, Count, Event, Ragged, Real, Series, Table
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
@@ -228,6 +229,8 @@ class GaussianCopula(GenerativeModel):
     @torch.no_grad()
     def _fit(self, x: Tensor, given: None, *, generator: torch.Generator) -> FitReport:
         began, cells = time.perf_counter(), x.reshape(len(x), -1)
+        if len(cells) < 2:
+            raise ParameterError("1 row for a correlation", "at least 2 rows", "Use Independent")
         inner = torch.where(self.positive, cells.log(), cells)
         self.margin.prepare(inner)
         _climb(self.margin, inner)
