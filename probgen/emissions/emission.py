@@ -1,7 +1,6 @@
 """What every emission is, and where EM starts from."""
 
 import abc
-import copy
 from typing import Any, Self
 
 import pyro
@@ -87,9 +86,6 @@ class Emission(nn.Module, abc.ABC):
             return pyro.sample(name, cells.mask(seen).to_event(1), obs=torch.where(seen, x, self.filler))
         event_dims = len(cells.batch_shape) - state.ndim
         return pyro.sample(name, cells.to_event(event_dims), obs=x)
-
-    def snapshot(self) -> dict[str, Tensor]:
-        return copy.deepcopy(self.state_dict())
 
     def __repr__(self) -> str:
         shown = {n: v for n, v in arguments(self).items() if n != "states"}
