@@ -8,6 +8,8 @@ _NAMES = {
     "Enumerate": "probgen.estimate",
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
+    "HMM": "probgen.models.hmm",
+    "HiddenMarkov": "probgen.models.hmm",
     "IWAE": "probgen.estimate",
     "Independent": "probgen.models.baseline",
     "KernelDensity": "probgen.models.kernel",
@@ -15,13 +17,16 @@ _NAMES = {
     "Ladder": "probgen.estimate",
     "LogProb": "probgen.logprob",
     "Mixture": "probgen.models.mixture",
+    "StateSpace": "probgen.models.statespace",
     "VAE": "probgen.models.vae",
     "compare": "probgen.evaluate.compare",
+    "export": "probgen.foreign",
     "load": "probgen.store",
     "pyro_pair": "probgen.model",
     "save": "probgen.store",
+    "wrap": "probgen.foreign",
 }
-_ROOMS = ("datasets", "emissions", "errors", "events", "nn", "plots")
+_ROOMS = ("datasets", "emissions", "errors", "events", "nn", "plots", "transitions")
 
 __all__ = [*_NAMES, *_ROOMS]
 
@@ -32,19 +37,25 @@ if TYPE_CHECKING:
     from probgen import events as events
     from probgen import nn as nn
     from probgen import plots as plots
+    from probgen import transitions as transitions
     from probgen.estimate import ELBO as ELBO
     from probgen.estimate import IWAE as IWAE
     from probgen.estimate import Enumerate as Enumerate
     from probgen.estimate import Ladder as Ladder
     from probgen.evaluate.compare import compare as compare
+    from probgen.foreign import export as export
+    from probgen.foreign import wrap as wrap
     from probgen.logprob import Kind as Kind
     from probgen.logprob import LogProb as LogProb
     from probgen.model import pyro_pair as pyro_pair
     from probgen.models.baseline import GaussianCopula as GaussianCopula
     from probgen.models.baseline import Independent as Independent
     from probgen.models.gan import GAN as GAN
+    from probgen.models.hmm import HMM as HMM
+    from probgen.models.hmm import HiddenMarkov as HiddenMarkov
     from probgen.models.kernel import KernelDensity as KernelDensity
     from probgen.models.mixture import Mixture as Mixture
+    from probgen.models.statespace import StateSpace as StateSpace
     from probgen.models.vae import VAE as VAE
     from probgen.store import load as load
     from probgen.store import save as save

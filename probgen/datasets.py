@@ -5,7 +5,7 @@ import math
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from io import BytesIO
 from os import PathLike
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from probgen import frames
 from probgen.errors import DataError, MissingExtra, ParameterError, nearest
-from probgen.events import Array, Category, Event, Real, Series, Table, infer, take
+from probgen.events import Array, Category, Checked, Event, Panel, Ragged, Real, Series, Table, infer
 
 __all__ = ["Dataset", "load", "names", "read"]
 
@@ -53,15 +54,30 @@ class Dataset:
         if seed < 0:
             raise ParameterError(f"seed={seed}", "a whole number from 0")
         checked = self.event.check(self.x)
-        if isinstance(self.event, Series) and len(checked) == 1:
-            steps = checked.x.values.numpy()
+        if self.in_time:
+            steps = checked.x.values
             held = _held_out(test, len(steps), "step")
-            return [steps[:-held]], [steps[-held:]]
+            parts = [Ragged(part, torch.tensor([len(part)])) for part in (steps[:-held], steps[-held:])]
+            return tuple(self._outside(replace(checked, x=part)) for part in parts)  # type: ignore[return-value]
         held = _held_out(test, len(checked), "row")
         order = np.random.default_rng(seed).permutation(len(checked))
-        parts = np.sort(order[held:]), np.sort(order[:held])
-        first, second = (self.event.restore(take(checked.x, rows), checked.form) for rows in parts)
+        first, second = (self._outside(checked[np.sort(rows)]) for rows in (order[held:], order[:held]))
         return first, second
+
+    @property
+    def in_time(self) -> bool:
+        """Whether the data are one single series: its steps are split in time, never at random."""
+        return isinstance(self.event, Series | Panel) and len(self) == 1
+
+    def take(self, rows: np.ndarray) -> Any:
+        """Some rows, by number, in the form of the data."""
+        return self._outside(self.event.check(self.x)[rows])
+
+    def _outside(self, checked: Checked) -> Any:
+        """Checked rows in the form of the data; the sequences of a panel keep their labels."""
+        if isinstance(self.event, Panel):
+            return self.event.restore(checked.x, checked.form, checked.about.keys)
+        return self.event.restore(checked.x, checked.form)
 
 
 def _held_out(test: float, n: int, what: str) -> int:
@@ -208,17 +224,22 @@ def names() -> list[str]:
     return sorted(_BUILT_IN)
 
 
-def load(name: str | PathLike) -> Dataset:
+def load(name: str | PathLike, sequence: str | bool | None = None) -> Dataset:
     """An embedded data set by name, or a file by path.
 
+    Arguments:
+        sequence: The column of a table that says which sequence a row belongs to; True makes the whole one sequence.
+
     Raises:
-        DataError: neither a name nor a file; the message names the nearest.
+        DataError: neither a name nor a file; the message names the nearest. No such column.
+        ParameterError: ``sequence`` for data that are no table.
     """
     if name in _BUILT_IN:
-        return _BUILT_IN[str(name)]()
+        found = _BUILT_IN[str(name)]()
+        return found if sequence is None else replace(found, event=_as_sequences(found, sequence), log_density=None)
     if os.path.exists(name):
         x = read(name)
-        return Dataset(Path(name).stem, x, infer(x), f"the file {name}")
+        return Dataset(Path(name).stem, x, infer(x, sequence=sequence), f"the file {name}")
     if Path(name).suffix or "/" in str(name):
         raise DataError(
             f"There is no file {name}", "a path that exists, or an embedded data set", nearest(str(name), names())
@@ -226,6 +247,21 @@ def load(name: str | PathLike) -> Dataset:
     raise DataError(
         f"There is no data set {str(name)!r}", "an embedded data set or the path of a file", nearest(str(name), names())
     )
+
+
+def _as_sequences(found: Dataset, sequence: str | bool) -> Event:
+    """The declared columns of a data set as the steps of sequences."""
+    if not isinstance(found.event, Table):
+        raise ParameterError(
+            f"sequence={sequence!r} for {found.name}, {found.event!r}", "a table", "Leave it out, or name a csv file"
+        )
+    if isinstance(sequence, str) and sequence not in found.event.columns:
+        raise DataError(
+            f"{found.name} has no column {sequence!r}", "one of its own", nearest(sequence, found.event.columns)
+        )
+    label = sequence if isinstance(sequence, str) else None
+    rest = {name: column for name, column in found.event.columns.items() if name != label}
+    return Panel(rest, label, found.event.missing)
 
 
 def read(path: str | PathLike) -> Any:

@@ -21,13 +21,13 @@ from probgen.errors import (
     StructureError,
     nearest,
 )
-from probgen.events import Checked, Event, arguments
+from probgen.events import Checked, Event, arguments, steps_of
 from probgen.logprob import LogProb
 
 __all__ = ["Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "pyro_lock", "pyro_pair"]
 
-_VERBS = ("fit", "sample", "log_prob")
-_HOOKS = ("model", "guide", "_fit", "_sample", "_log_prob", "suits", "for_event")
+_VERBS = ("fit", "sample", "log_prob", "log_prob_steps")
+_HOOKS = ("model", "guide", "_fit", "_sample", "_log_prob", "_log_prob_steps", "suits", "for_event")
 _LOCK = RLock()
 
 
@@ -143,6 +143,11 @@ class GenerativeModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _log_prob(self, x: Any, given: Any, *, generator: torch.Generator) -> LogProb: ...
 
+    def _log_prob_steps(self, x: Any, given: Any, *, generator: torch.Generator) -> LogProb:
+        raise StructureError(
+            f"{type(self).__name__} has no steps to score", "a family over sequences: HMM, StateSpace, Independent"
+        )
+
     @classmethod
     @abc.abstractmethod
     def suits(cls, event: Event) -> str | None:
@@ -175,7 +180,7 @@ class GenerativeModel(nn.Module, abc.ABC):
             FitError: the objective became non-finite; the model keeps its last good state.
         """
         checked = self._check(x)
-        given = self._check_given(given, len(checked))
+        given = self._check_given(given, checked)
         self._check_options(self._fit, options, "fit")
         if warning := getattr(self.event, "ties", lambda _: None)(checked.x):
             warnings.warn(warning, TiesWarning, stacklevel=2)
@@ -216,19 +221,35 @@ class GenerativeModel(nn.Module, abc.ABC):
         Returns:
             LogProb of n rows. A family without a likelihood gives a refusal: reading its numbers raises.
         """
-        self._check_fitted()
-        checked = self._check(x)
-        given = self._check_given(given, len(checked))
         if by is not None and not isinstance(by, Estimator):
             raise ParameterError(f"by={by!r}", "an estimator, such as probgen.IWAE(samples=500)")
         how: Callable = (
             self._log_prob if by is None else lambda x, given, generator: by(self, x, given, generator=generator)
         )
+        return self._answer(how, x, given, seed, lambda checked: checked.about)
+
+    @final
+    def log_prob_steps(self, x: Any, *, given: Any = None, seed: int | None = None) -> LogProb:
+        """log p(x_t | x_1, ..., x_{t-1}) of each step of each sequence, in nats: one-step-ahead scores.
+
+        Returns:
+            LogProb of as many rows as there are steps, sequence after sequence; keys are "sequence:step".
+
+        Raises:
+            StructureError: the family does not score steps.
+        """
+        return self._answer(self._log_prob_steps, x, given, seed, steps_of).replace(of="x_t|x_<t")
+
+    def _answer(self, how: Callable, x: Any, given: Any, seed: int | None, about: Callable) -> LogProb:
+        self._check_fitted()
+        checked = self._check(x)
+        given = self._check_given(given, checked)
         with torch.no_grad():
             answer = how(checked.x, given, generator=_generator(seed))
-        if len(answer) != len(checked):
-            raise ShapeError(f"{len(answer)} numbers for {len(checked)} rows", "one log-probability a row")
-        return answer.replace(event=checked.about, measure=answer.measure or checked.about.measure)
+        rows = about(checked)
+        if len(answer) != len(rows):
+            raise ShapeError(f"{len(answer)} numbers for {len(rows)} rows", "one log-probability a row")
+        return answer.replace(event=rows, measure=answer.measure or rows.measure)
 
     # Checks
 
@@ -244,13 +265,34 @@ class GenerativeModel(nn.Module, abc.ABC):
             )
         return checked
 
-    def _check_given(self, given: Any, rows: int | None) -> Any:
-        if given is not None and self.context is None:
+    def _check_given(self, given: Any, data: Checked | None) -> Any:
+        """Covariates of data (None: of draws), checked against the context that the model was built with."""
+        name = type(self).__name__
+        if self.context is None:
+            if given is not None:
+                raise ParameterError(
+                    f"given={type(given).__name__} for {name}", "no covariates: the model was built without any"
+                )
+            return None
+        if given is None:
             raise ParameterError(
-                f"given={type(given).__name__} for {type(self).__name__}",
-                "no covariates: the model was built without any",
+                f"{name} without given=", f"covariates, {self.context!r}", "The model was built with a context"
             )
-        return given
+        covariates = self.context.check(given).x
+        if data is not None:
+            self._check_rows(covariates, data)
+        return covariates
+
+    def _check_rows(self, covariates: Any, data: Checked) -> None:
+        came, wanted = ([len(c), getattr(c, "lengths", None)] for c in (covariates, data.x))
+        if came[0] != wanted[0]:
+            raise ShapeError(f"given= has {came[0]} rows for {wanted[0]} rows of data", "one row of covariates a row")
+        if came[1] is not None and not torch.equal(came[1], wanted[1]):
+            i = int((came[1] != wanted[1]).nonzero()[0])
+            lengths = int(came[1][i]), int(wanted[1][i])
+            raise ShapeError(
+                f"given= has {lengths[0]} steps in sequence {i}, the data {lengths[1]}", "one row of covariates a step"
+            )
 
     def _check_fitted(self) -> None:
         if self.report is None:

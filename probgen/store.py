@@ -29,17 +29,25 @@ FORMAT = 1
 FAMILIES = {
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
+    "HMM": "probgen.models.hmm",
     "Independent": "probgen.models.baseline",
     "KernelDensity": "probgen.models.kernel",
     "Mixture": "probgen.models.mixture",
+    "StateSpace": "probgen.models.statespace",
     "VAE": "probgen.models.vae",
 }
 _PARTS = {
-    **dict.fromkeys(("Array", "Category", "Count", "Real", "Record", "Series", "Table", "Text"), "probgen.events"),
     **dict.fromkeys(
-        ("Categorical", "DiscretisedNormal", "Histogram", "LogNormal", "Normal", "Poisson", "Product"),
-        "probgen.emissions",
+        ("Array", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text"), "probgen.events"
     ),
+    **dict.fromkeys(
+        (
+            "Autoregressive", "Bernoulli", "Categorical", "DiscretisedNormal", "Gamma", "Histogram", "LinearRegression",
+            "LogNormal", "NegativeBinomial", "Normal", "NormalMixture", "Poisson", "Product", "StudentT",
+        ),
+        "probgen.emissions",
+    ),  # fmt: skip
+    **dict.fromkeys(("Durations", "Factorial", "InputDriven", "Markov"), "probgen.transitions"),
 }
 _EXTRAS = ("n_rows", "log_likelihood")
 _CARD, _CARD_LIMIT, _BLANK = "card.json", 1 << 24, "0" * 64

@@ -8,7 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal, Optional
 
 import numpy as np
 import pandas as pd
@@ -16,9 +18,10 @@ import pytest
 from typer.testing import CliRunner
 
 import probgen as pg
-from probgen import cli, frames, training
-from probgen.errors import DataError, FitError
-from probgen.events import Array, Category, Real, Table
+from probgen import cli, emissions, frames, training
+from probgen.cli import options, outputs
+from probgen.errors import DataError, FitError, ParameterError
+from probgen.events import Array, Category, Real, Series, Table
 from probgen.models.baseline import Independent
 from probgen.models.mixture import Mixture
 
@@ -149,7 +152,7 @@ def test_a_budget_that_is_no_time_is_refused(budget):
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60), ("90s", 90), ("1.5m", 90), ("2h", 7200)])
 def test_budgets_are_read_in_seconds_minutes_and_hours(text, seconds):
-    assert cli._seconds(text) == seconds
+    assert options.seconds_of(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_wrong_options_of_compare_leave_nothing(here, words, message):
     ],
 )
 def test_values_are_numbers_lists_or_text(text, value):
-    assert cli._value(text) == value
+    assert options.value_of(text) == value
 
 
 # Data
@@ -384,7 +387,133 @@ def test_compare_without_a_folder_takes_the_first_free_name(here):
 def test_a_series_is_told_in_steps():
     answer = done("compare", "earthquakes", "--out", "c")
     assert "1 series of 86 steps to fit, 1 series of 21 steps held out" in answer.stderr
-    assert "one row shows no spread" in answer.stdout
+    assert "the last 21 steps held out, each scored given all before it" in answer.stdout
+    assert "A row is one step" in answer.stdout
+
+
+def table_of_sequences():
+    """A csv of 12 short sequences, whose rows are mixed up."""
+    rng = np.random.default_rng(8)
+    of = rng.permutation(np.repeat([f"s{i}" for i in range(12)], 4))
+    frame = pd.DataFrame({"id": of, "x": rng.normal(size=48), "k": rng.choice(["u", "v"], 48)})
+    frame.to_csv("steps.csv", index=False)
+    return frame
+
+
+def test_rows_of_a_table_are_fitted_scored_and_sampled_as_sequences():
+    frame = table_of_sequences()
+    done("fit", "independent", "steps.csv", "--sequence", "id", "-o", "m")
+    model = pg.load("m")
+    assert repr(model.event) == "Panel(columns={'x': Real(), 'k': Category(levels=('u', 'v'))}, sequence='id')"
+    done("score", "m", "steps.csv", "-o", "scores.csv")
+    scores = pd.read_csv("scores.csv")
+    assert scores["row"].tolist() == list(dict.fromkeys(frame["id"]))
+    assert scores["log_prob"].tolist() == pytest.approx(model.log_prob(frame).nats.tolist())
+    done("sample", "m", "-n", 2, "-o", "drawn.csv")
+    assert "2 rows" in done("score", "m", "drawn.csv").stdout
+
+
+def test_steps_are_scored_a_row_each():
+    frame = table_of_sequences()
+    done("fit", "independent", "steps.csv", "--sequence", "id", "-o", "m")
+    lines = done("score", "m", "steps.csv", "--steps").stdout.splitlines()
+    steps = pg.load("m").log_prob_steps(frame)
+    assert lines[0] == "step,log_prob"
+    assert [line.split(",")[0] for line in lines[1:]] == steps.event.keys.tolist()
+    assert [float(line.split(",")[1]) for line in lines[1:]] == pytest.approx(steps.nats.tolist())
+    done("score", "m", "steps.csv", "--steps", "--sequence", "id", "-o", "s.parquet")
+    assert frames.read("s.parquet").to_pydict()["log_prob"] == steps.nats.tolist()
+
+
+def test_a_model_of_rows_has_no_steps(saved):
+    assert "Steps of Array" in refused("score", saved / "points", "points.npy", "--steps")
+    assert "--by elbo beside --steps" in refused("score", saved / "vae", "points.npy", "--steps", "--by", "elbo")
+
+
+def test_a_minus_makes_the_whole_data_one_sequence():
+    table_of_sequences()
+    frame = pd.read_csv("steps.csv").drop(columns="id")
+    frame.to_csv("one.csv", index=False)
+    answer = done("compare", "one.csv", "--sequence", "-", "--families", "independent", "--out", "c")
+    assert "1 series of 38 steps to fit, 1 series of 10 steps held out" in answer.stderr
+    assert frames.read("c/scores.parquet").to_pydict()["row"] == list(range(38, 48))
+    done("fit", "independent", "points.npy", "--sequence", "-", "-o", "m")
+    assert pg.load("m").event == Series((2,))
+
+
+def test_sequences_are_compared_whole_and_their_labels_kept():
+    frame = table_of_sequences()
+    answer = done("compare", "steps.csv", "--sequence", "id", "--families", "independent", "--rows", 1, "--out", "c")
+    assert "10 series of 40 steps together to fit, 2 series of 8 steps together held out, 1 of them" in answer.stderr
+    (row,) = frames.read("c/scores.parquet").to_pydict()["row"]
+    model = pg.load("c/models/Independent")
+    assert (
+        frames.read("c/scores.parquet").to_pydict()["log_prob"]
+        == model.log_prob(frame[frame["id"] == row]).nats.tolist()
+    )
+
+
+def test_a_wrong_sequence_column_is_refused_by_every_command(here, saved):
+    table_of_sequences()
+    done("fit", "independent", "steps.csv", "--sequence", "id", "-o", "m")
+    before = everything(here)
+    assert "Did you mean 'id'" in refused("fit", "independent", "steps.csv", "--sequence", "idd", "-o", "z")
+    assert "Did you mean 'id'" in refused("compare", "steps.csv", "--sequence", "idd")
+    assert "Wanted: --sequence id" in refused("score", "m", "steps.csv", "--sequence", "k")
+    assert "no --sequence" in refused("score", saved / "table", "mixed.csv", "--sequence", "colour")
+    assert "without the sequence column 'id'" in refused("score", "m", "mixed.csv")
+    assert "for earthquakes" in refused("fit", "independent", "earthquakes", "--sequence", "id", "-o", "z")
+    assert "ndarray" in refused("fit", "independent", "points.npy", "--sequence", "id", "-o", "z")
+    assert everything(here) == before
+
+
+def test_samples_of_series_are_drawn_over_time(saved):
+    done("sample", saved / "series", "-n", 2, "-o", "x.png")
+    assert Path("x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sequences_are_drawn_as_long_as_asked(saved):
+    lines = done("sample", saved / "series", "-n", 2, "--length", 7).stdout.splitlines()
+    assert [line.rpartition(",")[0] for line in lines[1:]] == [f"{i},{t}" for i in range(2) for t in range(7)]
+    assert "a model of sequences" in refused("sample", saved / "points", "--length", 3)
+    assert "--length" in refused("sample", saved / "series", "--length", 0)
+
+
+def test_help_names_the_families_of_sequences():
+    words = " ".join(done("fit", "--help").stdout.replace("│", " ").split())
+    assert "hmm, statespace" in words
+    assert "--sequence" in words
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "value"),
+    [
+        ("em", Literal["em", "gradient"], "em"),
+        ("3", Literal[2, 3], 3),
+        ("null", Optional[int], None),  # noqa: UP045
+        ("0,0,1", Sequence[int] | None, (0, 0, 1)),
+        ("0,1", tuple[int, ...], (0, 1)),
+    ],
+)
+def test_declared_types_are_read(text, hint, value):
+    assert options.typed("--it", text, hint) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "wanted"),
+    [
+        ("nuts", Literal["em", "gradient"], "one of em, gradient"),
+        ("normal", emissions.Normal | None, "Normal, in Python"),
+        ("3", Any, "Any, in Python"),
+        ("1", Series | int | None, None),
+    ],
+)
+def test_a_value_of_another_type_is_told_the_declared_one(text, hint, wanted):
+    if wanted is None:
+        assert options.typed("--it", text, hint) == 1
+        return
+    with pytest.raises(ParameterError, match=wanted):
+        options.typed("--it", text, hint)
 
 
 def test_held_out_rows_are_cut_to_what_was_asked():
@@ -559,7 +688,7 @@ def test_a_table_fits_its_terminal_and_no_word_in_it_is_broken(monkeypatch, comp
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stdout", Terminal())
-    cli._show(comparison, "points")
+    outputs.show(comparison, "points")
     styled = sys.stdout.getvalue()
     shown = re.sub(r"\x1b\[[0-9;]*m", "", styled)
     assert max(map(len, shown.splitlines())) <= width
@@ -570,12 +699,12 @@ def test_a_table_fits_its_terminal_and_no_word_in_it_is_broken(monkeypatch, comp
 
 def test_a_closed_standard_output_is_no_reason_to_break(monkeypatch, comparison):
     monkeypatch.setattr(sys, "stdout", None)
-    cli._show(comparison, "points")
+    outputs.show(comparison, "points")
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "+- \\xe9"), ("latin-1", "± é"), ("utf-8", "± é")])
 def test_what_an_encoding_cannot_hold_is_written_another_way(encoding, shown):
-    assert cli._encodable("± é", io.TextIOWrapper(io.BytesIO(), encoding=encoding)) == shown
+    assert outputs.encodable("± é", io.TextIOWrapper(io.BytesIO(), encoding=encoding)) == shown
 
 
 def process(*words, **more):

@@ -7,6 +7,7 @@ import decimal
 import math
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from probgen.events import (
     Array,
     Category,
     Count,
+    Panel,
     Ragged,
     Real,
     Record,
@@ -685,7 +687,8 @@ def test_a_bad_argument_is_a_parameter_error(case):
 EVENTS = [
     Array(), A2, Array(missing=True), Array(levels=4), Array(support="count"), Array(resolution=0.5), AB,
     Table({"a": Real()}, missing=False), Table({"a": Count(), "b": Real(resolution=0.1)}), Series(), Series((2,)),
-    Series(levels=4), Text(), IMAGE, Record(image=Series(), caption=AB),
+    Series(levels=4), Text(), IMAGE, Record(image=Series(), caption=AB), Panel({"a": Real()}, "b"),
+    Panel({"a": Real(), "b": Category(("x", 1))}),
 ]  # fmt: skip
 
 
@@ -824,14 +827,15 @@ ODD = {
 def escapes(data):
     """Which events let something else than a ProbgenError out, by what went wrong."""
     out = {}
-    for event in [*EVENTS, None]:
+    inferred = [partial(infer, data, sequence=sequence) for sequence in (None, "b", True)]
+    for event in [*EVENTS, *inferred]:
         try:
-            about = (event or infer(data)).check(data).about
+            about = (event() if isinstance(event, partial) else event).check(data).about
             assert len(about.keys) == len(about.content) == len(about.dims) > 0
         except ProbgenError:
             continue
         except Exception as problem:
-            out[repr(event) if event else "infer"] = f"{type(problem).__name__}: {problem}"
+            out[repr(event)] = f"{type(problem).__name__}: {problem}"
     return out
 
 

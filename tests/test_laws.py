@@ -20,13 +20,20 @@ from scipy import stats
 from probgen import store
 from probgen.errors import DataError, NotFittedError, ParameterError, ProbgenError, ShapeError, StructureError
 from probgen.estimate import ELBO, IWAE, Enumerate
-from probgen.events import Array, Category, Count, Ragged, Real, Record, Series, Table, Text, arguments
+from probgen.events import Array, Category, Count, Panel, Ragged, Real, Record, Series, Table, Text, arguments
 from probgen.logprob import Kind
 from probgen.model import GenerativeModel, Latent, pyro_pair
 
 ALPHA = 2e-6  # false-alarm rate of one statistical test; some fifty of them make 1e-4
-QUICK = {"VAE": {"steps": 400, "learning_rate": 0.01}, "GAN": {"steps": 30}, "Mixture": {"restarts": 1}}
+QUICK = {
+    "VAE": {"steps": 400, "learning_rate": 0.01},
+    "GAN": {"steps": 30},
+    "Mixture": {"restarts": 1},
+    "HMM": {"restarts": 1, "max_iter": 25},
+    "StateSpace": {"restarts": 1, "max_iter": 20},
+}
 SMALL = {
+    "HMM": {"states": 2},
     "VAE": {"latent_dim": 1, "hidden": (16,)},
     "GAN": {"latent_dim": 2, "hidden": (16,)},
     "Mixture": {"components": 3},
@@ -40,6 +47,11 @@ DOES_NOT_APPLY = {
 }
 
 
+def gappy(rng, length):
+    x = rng.normal(size=(length, 2)) + 3 * rng.integers(2)
+    return np.where(rng.random((length, 2)) < 0.1, np.nan, x)
+
+
 def draw_data():
     rng = np.random.default_rng(7)
     n = 150
@@ -51,6 +63,7 @@ def draw_data():
         "visits": rng.poisson(3.0, n),
     }
     columns = {"length": Real("cm"), "colour": Category(("red", "green", "blue", "never")), "visits": Count()}
+    steps = {"tune": np.repeat(np.arange(30), 5), "value": z[:, 0].round(3), "colour": table["colour"]}
     pair = {"a": z[:, 0], "b": z[:, 0] * 0.5 + z[:, 1]}
     return {
         "real": (Array((2,)), z @ np.array([[1.0, 0.6], [0.0, 0.8]]) + 3.0 * (level[:, None] == 0)),
@@ -66,7 +79,11 @@ def draw_data():
         "count": (Array((1,), support="count"), rng.poisson(4.0, (n, 1))),
         "table": (Table(columns), table),
         "reals": (Table({"a": Real(), "b": Real()}, missing=False), pair),
-        "series": (Series(levels=3), [rng.integers(3, size=1 + i % 7) for i in range(n)]),
+        "series": (Series(levels=3), [rng.choice(3, p=(0.7, 0.2, 0.1), size=1 + i % 7) for i in range(n)]),
+        "real series": (Series((2,)), [gappy(rng, 1 + i % 4) for i in range(60)]),
+        "rounded series": (Series(resolution=0.5), [np.round(2 * rng.normal(size=1 + i % 6)) / 2 for i in range(40)]),
+        "count series": (Series(support="count"), [rng.poisson(3.0 + i % 4, size=1 + i % 9) for i in range(40)]),
+        "panel": (Panel({"value": Real(), "colour": columns["colour"]}, sequence="tune"), steps),
         "text": (Text(), ["one", "two"]),
         "record": (Record(a=Array((2,)), b=Text()), {"a": z[:2], "b": ["x", "y"]}),
     }
@@ -98,6 +115,8 @@ def every(law, events=None):
 def rows_of(event, checked, rows):
     """Some rows in a form that the event takes."""
     x = checked.x
+    if isinstance(event, Panel):
+        return event.restore(x[torch.as_tensor(rows)], "dict")
     if isinstance(x, Ragged):
         return [part.numpy() for part in x[torch.as_tensor(rows)].split()]
     if isinstance(event, Table):
@@ -154,7 +173,7 @@ def test_batch_order_and_slicing_do_not_matter(family, event):
     model, about = fitted(family, event), DATA[event][0]
     whole = model.log_prob(DATA[event][1], seed=5)
     checked = about.check(DATA[event][1])
-    for rows in (np.arange(len(checked))[::-1].copy(), np.array([17]), np.array([3, 3, 99, 4])):
+    for rows in (np.arange(len(checked))[::-1].copy(), np.array([17]), np.array([3, 3, len(checked) - 1, 4])):
         part = model.log_prob(rows_of(about, checked, rows), seed=5)
         if whole.refused.any():
             assert part.reason == whole.reason
@@ -197,15 +216,53 @@ def test_exact_is_the_enumerated_pyro_program(family, event):
     model = fitted(family, event)
     x = DATA[event][1]
     lp = model.log_prob(x)
-    if isinstance(model.event, Series):
+    if isinstance(model.event, Series | Panel):
         assert lp.sum().value == pytest.approx(program_total(model, x), rel=1e-10)
         return
     np.testing.assert_allclose(model.log_prob(x, by=Enumerate()).nats, lp.nats, rtol=1e-9, atol=1e-9)
 
 
 def program_total(model, x):
-    trace = poutine.trace(model.model).get_trace(model.event.check(x).x)
-    return float(trace.log_prob_sum().detach())
+    """Of a program over sequences: its discrete states are summed out by Pyro."""
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # families without states have nothing to enumerate
+        return -pyro.infer.TraceEnum_ELBO(max_plate_nesting=1).loss(
+            model.model, lambda *args: None, model.event.check(x).x
+        )
+
+
+SEQUENCES = {"series", "real series", "rounded series", "count series", "panel"}
+
+
+@every("steps", SEQUENCES)
+def test_one_step_ahead_scores_add_up_to_the_sequence(family, event):
+    model, x = fitted(family, event), DATA[event][1]
+    steps, whole = model.log_prob_steps(x), model.log_prob(x)
+    lengths = model.event.check(x).x.lengths.tolist()
+    totals = [part.sum() for part in np.split(steps.nats, np.cumsum(lengths)[:-1])]
+    np.testing.assert_allclose(totals, whole.nats, rtol=1e-10, atol=1e-10)
+    assert steps.of == "x_t|x_<t"
+    assert int(steps.event.dims.sum()) == int(whole.event.dims.sum())
+
+
+def all_series(length, levels):
+    return np.array(list(itertools.product(range(levels), repeat=length)))
+
+
+@every("exact", {"series"})
+def test_masses_of_all_short_sequences_sum_to_one(family, event):
+    nats = fitted(family, event).log_prob(list(all_series(4, 3))).nats
+    assert np.exp(nats).sum() == pytest.approx(1, abs=1e-10)
+
+
+@every("exact", {"series"})
+def test_sampled_sequences_follow_the_masses_and_a_wrong_temperature_is_caught(family, event):
+    model = fitted(family, event)
+    draws = np.stack(model.sample(100_000, seed=11, length=4)).astype(int)
+    counts = np.bincount(np.ravel_multi_index(draws.T, (3,) * 4), minlength=81)
+    p = np.exp(model.log_prob(list(all_series(4, 3))).nats)
+    assert goodness(counts, p) > ALPHA
+    assert goodness(counts, tempered(p)) < ALPHA
 
 
 LATENT = [c for c in CASES if isinstance(store.family(c[0]), type) and hasattr(store.family(c[0]), "_log_joint")]

@@ -9,9 +9,10 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from torch.distributions.utils import broadcast_all
 
-from probgen.emissions.categorical import table_counts, table_log_prob
-from probgen.emissions.emission import Emission, Statistics
+from probgen.emissions.categorical import distinct, on_grid, table_counts, table_log_prob
+from probgen.emissions.emission import Emission, Statistics, column_moments
 from probgen.errors import ParameterError
+from probgen.events import Array
 
 __all__ = ["Discretised", "DiscretisedNormal"]
 
@@ -124,11 +125,16 @@ class DiscretisedNormal(Emission):
     EM augments the unrounded value: the M step uses the moments of truncated normals, so each step is monotone.
     """
 
+    data_mean: Tensor
+    data_variance: Tensor
+
     def __init__(self, width: int = 1, step: float = 1.0, levels: int | None = None, states: int = 1) -> None:
         super().__init__()
         self.width, self.step, self.levels, self.states = width, step, levels, states
         self.loc = nn.Parameter(torch.zeros(states, width, dtype=torch.float64))
         self.log_scale = nn.Parameter(torch.full((states, width), math.log(step), dtype=torch.float64))
+        self.register_buffer("data_mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("data_variance", torch.full((width,), float(step) ** 2, dtype=torch.float64))
         self.fresh = True
 
     def _on(self, grid: Tensor) -> Discretised:
@@ -141,25 +147,78 @@ class DiscretisedNormal(Emission):
         """Distinct values of each cell, (width, g), and codes of x among them, (n, width)."""
         if self.levels is not None:
             return torch.arange(self.levels, dtype=x.dtype).expand(self.width, -1), x
-        columns = [column.unique(return_inverse=True) for column in torch.nan_to_num(x).T]
-        longest = max(len(values) for values, _ in columns)
-        grid = torch.stack([nn.functional.pad(v, (0, longest - len(v)), value=v[0].item()) for v, _ in columns])
-        codes = torch.stack([inverse for _, inverse in columns], 1).to(x.dtype)
-        return grid, torch.where(x.isnan(), torch.nan, codes)
+        first = torch.nan_to_num(x, nan=torch.inf).amin(0).nan_to_num(posinf=0.0)
+        index = ((x - first) / self.step).round()
+        if torch.nan_to_num(first + index * self.step - x).abs().max() > 1e-9 * self.step:
+            return distinct(x)
+        grid, codes = on_grid(index)
+        return first[:, None] + grid * self.step, codes
 
     def log_prob(self, x: Tensor) -> Tensor:
         grid, codes = self._grid(x)
         return table_log_prob(self._on(grid).log_prob(grid), codes)
 
-    def cells(self, state: Tensor) -> dist.TorchDistribution:
+    def cells(self, state: Tensor, given: Tensor | None = None) -> dist.TorchDistribution:
         return Discretised("normal", self.loc[state], self.log_scale[state].exp(), self.step, self.levels)
 
-    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, state: Tensor, generator: torch.Generator, given: Tensor | None = None) -> Tensor:
         uniform = torch.rand(len(state), self.width, generator=generator, dtype=torch.float64)
         return Discretised("normal", self.loc[state], self.log_scale[state].exp(), self.step, self.levels).draw(uniform)
 
     def prepare(self, x: Tensor) -> None:
         self.fresh = True
+        self.data_mean, self.data_variance = column_moments(x)
+        self.data_variance = self.data_variance.clamp(min=self.step**2 / 12)
+
+    @property
+    def event(self) -> Array:
+        return self._array(levels=self.levels) if self.levels is not None else self._array(resolution=self.step)
+
+    def priors(self) -> dict[str, dist.TorchDistribution]:
+        std, shape = self.data_variance.sqrt(), (self.states, self.width)
+        return {
+            "loc": dist.Normal(self.data_mean, 2 * std).expand(shape).to_event(2),
+            "log_scale": dist.Normal(std.log(), torch.ones_like(std)).expand(shape).to_event(2),
+        }
+
+    def natural(self) -> dict[str, Tensor]:
+        """``loc`` and ``scale`` (K, width) of the unrounded values."""
+        return {"loc": self.loc, "scale": self.log_scale.exp()}
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """Up to the upper edge of the cell that x lies in."""
+        cell = (x / self.step + 1e-9).floor()[:, None]
+        below = torch.special.ndtr(((cell + 0.5) * self.step - self.loc) / self.log_scale.exp())
+        if self.levels is None:
+            return below
+        return torch.where(cell < 0, 0.0, torch.where(cell >= self.levels - 1, torch.ones_like(below), below))
+
+    def mean(self, given: Tensor | None = None) -> Tensor:
+        return self._moments()[0]
+
+    def variance(self, given: Tensor | None = None) -> Tensor:
+        return self._moments()[1]
+
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of the rounded values: sums over the levels or the cells nearby.
+
+        On an endless grid with a scale beyond 1.5 steps they are loc and scale^2 + step^2 / 12 to float64 precision:
+        the corrections are of order exp(-2 pi^2 scale^2 / step^2) (Kullback 1935).
+        """
+        if self.levels is not None:
+            x = torch.arange(self.levels, dtype=self.loc.dtype).expand(self.states, self.width, -1)
+        else:
+            near = (self.loc.detach() / self.step).round()
+            x = (near[..., None] + torch.arange(-15, 16, dtype=self.loc.dtype)) * self.step
+        loc, scale = self.loc[..., None].expand(x.shape), self.log_scale.exp()[..., None].expand(x.shape)
+        mass = Discretised("normal", loc, scale, self.step, self.levels).log_prob(x).exp()
+        shift = (mass * (x - loc)).sum(-1)
+        spread = (mass * (x - loc - shift[..., None]).square()).sum(-1)
+        if self.levels is not None:
+            return self.loc + shift, spread
+        wide = self.log_scale.exp() > 1.5 * self.step
+        smooth = (2 * self.log_scale).exp() + self.step**2 / 12
+        return torch.where(wide, self.loc, self.loc + shift), torch.where(wide, smooth, spread)
 
     def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
         """Expected moments of the unrounded values about the present means; plain ones at the very start."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from probgen.emissions.emission import Emission, Statistics
 from probgen.errors import ParameterError
+from probgen.events import Array
 
 __all__ = ["Histogram", "HistogramDensity"]
 
@@ -131,6 +132,18 @@ class Histogram(Emission):
         self.register_buffer("edges", torch.linspace(0, 1, bins + 1, dtype=torch.float64).repeat(width, 1))
         self.register_buffer("tail", torch.full((width,), 0.5, dtype=torch.float64))
 
+    @property
+    def event(self) -> Array:
+        return self._array(support=self.support, resolution=self.step)
+
+    def natural(self) -> dict[str, Tensor]:
+        """``probs`` (K, width, bins), of the bins."""
+        return {"probs": self.logits.softmax(-1)}
+
+    def cdf(self, x: Tensor) -> Tensor:
+        upper = x if self.step is None else ((x / self.step + 1e-9).floor() + 0.5) * self.step
+        return self.density().cdf(self._inner(upper)[:, None])
+
     def density(self) -> HistogramDensity:
         """Of the (log-transformed, if positive) cells, batch shape (K, width)."""
         return self._given(torch.arange(self.states))
@@ -152,13 +165,13 @@ class Histogram(Emission):
         edges, tail = self.edges.expand(*shape, -1), self.tail.expand(shape)
         return HistogramDensity(edges, self.logits[state], tail, self.support == "unit", self.step)
 
-    def cells(self, state: Tensor) -> dist.TorchDistribution:
+    def cells(self, state: Tensor, given: Tensor | None = None) -> dist.TorchDistribution:
         inner = self._given(state)
         return (
             dist.TransformedDistribution(inner, dist.transforms.ExpTransform()) if self.support == "positive" else inner
         )
 
-    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, state: Tensor, generator: torch.Generator, given: Tensor | None = None) -> Tensor:
         u = torch.rand(len(state), self.width, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
         inner = self._given(state).draw(u)
         return inner.exp().clamp(min=torch.finfo(inner.dtype).tiny) if self.support == "positive" else inner

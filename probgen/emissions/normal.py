@@ -7,10 +7,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from probgen.emissions.emission import Emission, Statistics
+from probgen.emissions.diagonal import can_compile, compiled_moments, diagonal_log_prob
+from probgen.emissions.emission import Emission, Statistics, by_blocks, column_moments
 from probgen.errors import FitError, ParameterError
+from probgen.events import Array
 
-__all__ = ["LogNormal", "Normal"]
+__all__ = ["LogNormal", "Normal", "factor_of", "floored_factor", "patterns", "raw_of", "scale_prior"]
 
 _LOG_2PI = math.log(2 * math.pi)
 _COVARIANCES = ("full", "tied", "diag", "spherical")
@@ -26,6 +28,7 @@ class Normal(Emission):
             constraint exactly (eigenvalues are clipped in the data's scale), so EM stays monotone.
     """
 
+    data_mean: Tensor
     data_variance: Tensor
 
     def __init__(
@@ -46,6 +49,7 @@ class Normal(Emission):
         self.loc = nn.Parameter(torch.zeros(states, dim, dtype=torch.float64))
         # the Cholesky factor with its diagonal in logs, or log standard deviations
         self.log_scale = nn.Parameter(torch.zeros(shapes[covariance], dtype=torch.float64))
+        self.register_buffer("data_mean", torch.zeros(dim, dtype=torch.float64))
         self.register_buffer("data_variance", torch.ones(dim, dtype=torch.float64))
 
     @property
@@ -57,69 +61,106 @@ class Normal(Emission):
         """Standard deviations (K, dim), or Cholesky factors (K, dim, dim)."""
         if not self.matrix:
             return self.log_scale.exp().expand(self.states, self.dim)
-        raw = self.log_scale
-        tril = raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
-        return tril.expand(self.states, self.dim, self.dim)
+        return factor_of(self.log_scale).expand(self.states, self.dim, self.dim)
 
     def log_prob(self, x: Tensor) -> Tensor:
         if self.matrix and x.isnan().any():
             return self._by_pattern(x)
         if self.matrix:
-            return _whitened(x, self.loc, self.scale())
-        seen = ~x.isnan()
-        scale = self.scale()
-        z = torch.nan_to_num(x[:, None] - self.loc) / scale
-        constant = seen.to(x.dtype) @ (scale.log() + 0.5 * _LOG_2PI).T
-        return -0.5 * z.square().sum(-1) - constant
+            loc, scale = self.loc, self.scale()
+            return by_blocks(lambda rows: _whitened(rows, loc, scale), x, self.states * self.dim)
+        return diagonal_log_prob(x, self.loc, self.scale())
 
     def _by_pattern(self, x: Tensor) -> Tensor:
         """Each pattern of observed cells has its own marginal normal."""
         factors = self.scale()
         out = torch.zeros(len(x), self.states, dtype=x.dtype)
-        for seen, rows in _patterns(x):
+        for seen, rows in patterns(x):
             if seen.any():
                 part = factors[:, seen]
                 marginal = torch.linalg.cholesky(part @ part.mT)
                 out = out.index_add(0, rows, _whitened(x[rows][:, seen], self.loc[:, seen], marginal))
         return out
 
-    def cells(self, state: Tensor) -> dist.TorchDistribution:
+    def cells(self, state: Tensor, given: Tensor | None = None) -> dist.TorchDistribution:
         if self.matrix:
             return dist.MultivariateNormal(self.loc[state], scale_tril=self.scale()[state])
         return dist.Normal(self.loc[state], self.scale()[state])
 
-    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
+    def sample(self, state: Tensor, generator: torch.Generator, given: Tensor | None = None) -> Tensor:
         noise = torch.randn(len(state), self.dim, generator=generator, dtype=torch.float64)
         scale = self.scale()[state]
         return self.loc[state] + ((scale @ noise[..., None])[..., 0] if self.matrix else scale * noise)
 
     def prepare(self, x: Tensor) -> None:
-        seen = (~x.isnan()).sum(0).clamp(min=1)
-        variance = torch.nan_to_num(x - x.nanmean(0)).square().sum(0) / seen
-        some = variance[variance > 0].mean() if (variance > 0).any() else torch.ones((), dtype=x.dtype)
-        self.data_variance = torch.where(variance > 0, variance, some)
+        self.data_mean, self.data_variance = column_moments(x)
 
-    def statistics(self, x: Tensor, weights: Tensor) -> Statistics:
-        """Moments about the present means, so that nothing cancels."""
+    def priors(self) -> dict[str, dist.TorchDistribution]:
+        """Means within some standard deviations of the data's, scales within some factors of e."""
+        loc = dist.Normal(self.data_mean, 2 * self.data_variance.sqrt()).expand((self.states, self.dim))
+        centre, spread = self._scale_prior()
+        shape = self.log_scale.shape
+        return {"loc": loc.to_event(2), "log_scale": dist.Normal(centre, spread).expand(shape).to_event(len(shape))}
+
+    def _scale_prior(self) -> tuple[Tensor, Tensor]:
+        if self.covariance == "spherical":
+            return 0.5 * self.data_variance.mean().log()[None], torch.ones(1, dtype=torch.float64)
+        return scale_prior(self.data_variance.sqrt(), self.matrix)
+
+    def natural(self) -> dict[str, Tensor]:
+        """``loc`` (K, dim) and ``scale`` (K, dim) or ``covariance`` (K, dim, dim); LogNormal's are of the logarithm."""
+        scale = self.scale()
+        return {"loc": self.loc, **({"covariance": scale @ scale.mT} if self.matrix else {"scale": scale})}
+
+    def _marginal_scale(self) -> Tensor:
+        """Standard deviations of the cells, (K, dim)."""
+        return self.scale().square().sum(-1).sqrt() if self.matrix else self.scale()
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return torch.special.ndtr((x[:, None] - self.loc) / self._marginal_scale())
+
+    def mean(self, given: Tensor | None = None) -> Tensor:
+        return self.loc
+
+    def variance(self, given: Tensor | None = None) -> Tensor:
+        return self._marginal_scale().square()
+
+    def statistics(self, x: Tensor, weights: Tensor, about: Tensor | None = None) -> Statistics:
+        """Moments about the present means (or about others, (K, dim)), so that nothing cancels."""
+        loc = self.loc if about is None else about
         if self.matrix:
             if x.isnan().any():
-                return self._completed(x, weights)
-            y = x[None] - self.loc[:, None]
+                return self._completed(x, weights, loc)
+            y = x[None] - loc[:, None]
             weighted = weights.T[..., None] * y
             return {"n": weights.sum(0), "first": weighted.sum(1), "second": weighted.mT @ y}
-        seen = (~x.isnan()).to(x.dtype)
-        y = torch.nan_to_num(x[:, None] - self.loc)
-        first = torch.einsum("nk,nkd->kd", weights, y)
-        return {"n": weights.T @ seen, "first": first, "second": torch.einsum("nk,nkd->kd", weights, y.square())}
+        return self._cellwise_moments(x, weights, loc)
 
-    def _completed(self, x: Tensor, weights: Tensor) -> Statistics:
+    @torch.no_grad()
+    def _cellwise_moments(self, x: Tensor, weights: Tensor, loc: Tensor) -> Statistics:
+        """About the middle of the means where a shift from there costs no digits; else state by state."""
+        if can_compile(x, weights, loc):
+            return dict(zip(("n", "first", "second"), compiled_moments(x, weights, loc), strict=True))
+        centre = loc.mean(0)
+        seen, y, shift = (~x.isnan()).to(x.dtype), torch.nan_to_num(x - centre), loc - centre
+        if (shift.abs() < 100 * self.scale()).all():
+            n, first, second = (weights.T @ torch.cat([seen, y, y.square()], 1)).split(self.dim, 1)
+            return {"n": n, "first": first - n * shift, "second": second - shift * (2 * first - n * shift)}
+        sums = []
+        for column, means in zip(x.T, loc.T, strict=True):
+            away = torch.nan_to_num(column[:, None] - means)
+            sums.append(torch.stack([(weights * away).sum(0), (weights * away * away).sum(0)]))
+        first, second = torch.stack(sums, -1)
+        return {"n": weights.T @ seen, "first": first, "second": second}
+
+    def _completed(self, x: Tensor, weights: Tensor, loc: Tensor) -> Statistics:
         """Missing cells by their conditional mean and covariance (Ghahramani and Jordan 1994)."""
         factors = self.scale()
         covariance = factors @ factors.mT
         totals: Statistics = {}
-        for seen, rows in _patterns(x):
+        for seen, rows in patterns(x):
             w, gap = weights[rows], ~seen
-            y = (torch.nan_to_num(x[rows])[None] - self.loc[:, None]) * seen
+            y = (torch.nan_to_num(x[rows])[None] - loc[:, None]) * seen
             if gap.any():
                 regression = torch.linalg.solve(covariance[:, seen][:, :, seen], covariance[:, seen][:, :, gap])
                 y[:, :, gap] = y[:, :, seen] @ regression
@@ -167,23 +208,10 @@ class Normal(Emission):
         return (~alive).all(1).nonzero()[:, 0].tolist()
 
     def _floored(self, covariance: Tensor) -> Tensor:
-        """Cholesky factors of covariances whose eigenvalues, in the data's scale, are at least the floor."""
-        scale = self.data_variance.sqrt()
-        values, vectors = torch.linalg.eigh(covariance / scale / scale[:, None])
-        if (values < self.floor).any():
-            covariance = (vectors * values.clamp(min=self.floor)[..., None, :]) @ vectors.mT * scale * scale[:, None]
-        factor, failed = torch.linalg.cholesky_ex(covariance)
-        if failed.any():
-            raise FitError(
-                "A covariance collapsed: a component sits on too few distinct rows",
-                "a floor above 0, or fewer components",
-                f"Normal(..., floor=1e-6) instead of floor={self.floor}",
-            )
-        return factor
+        return floored_factor(covariance, self.data_variance, self.floor)
 
     def _set_factor(self, factor: Tensor) -> None:
-        raw = factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log())
-        self.log_scale.data = raw
+        self.log_scale.data = raw_of(factor)
 
     @property
     def n_params(self) -> int:
@@ -206,7 +234,45 @@ def _whitened(x: Tensor, loc: Tensor, factors: Tensor) -> Tensor:
     return -0.5 * (squares + dim * _LOG_2PI) - log_det
 
 
-def _patterns(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+def floored_factor(covariance: Tensor, data_variance: Tensor, floor: float) -> Tensor:
+    """Cholesky factors of covariances whose eigenvalues, in the data's scale, are at least the floor.
+
+    Raises:
+        FitError: without a floor, a covariance is singular.
+    """
+    scale = data_variance.sqrt()
+    values, vectors = torch.linalg.eigh(covariance / scale / scale[:, None])
+    if (values < floor).any():
+        covariance = (vectors * values.clamp(min=floor)[..., None, :]) @ vectors.mT * scale * scale[:, None]
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if failed.any():
+        raise FitError(
+            "A covariance collapsed: a component sits on too few distinct rows",
+            "a floor above 0, or fewer components",
+            f"floor=1e-6 instead of floor={floor}",
+        )
+    return factor
+
+
+def raw_of(factor: Tensor) -> Tensor:
+    """Cholesky factors with their diagonals in logs."""
+    return factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=-2, dim2=-1).log())
+
+
+def factor_of(raw: Tensor) -> Tensor:
+    """Cholesky factors from lower triangles whose diagonals are in logs; what stands above is ignored."""
+    return raw.tril(-1) + torch.diag_embed(raw.diagonal(dim1=-2, dim2=-1).exp())
+
+
+def scale_prior(std: Tensor, matrix: bool) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations of the prior of log-scales (dim,), or of raw Cholesky factors (dim, dim)."""
+    if not matrix:
+        return std.log(), torch.ones_like(std)
+    below = torch.ones_like(torch.diag(std)).tril(-1).bool()
+    return torch.diag(std.log()), torch.where(below, std[:, None], 1.0)
+
+
+def patterns(x: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Distinct patterns of observed cells, each with its rows."""
     patterns, inverse = (~x.isnan()).unique(dim=0, return_inverse=True)
     return [(pattern, (inverse == i).nonzero()[:, 0]) for i, pattern in enumerate(patterns)]
@@ -217,14 +283,30 @@ class LogNormal(Normal):
 
     filler = 1.0
 
+    @property
+    def event(self) -> Array:
+        return self._array(support="positive")
+
+    def cdf(self, x: Tensor) -> Tensor:
+        return super().cdf(x.log())
+
+    def mean(self, given: Tensor | None = None) -> Tensor:
+        return (self.loc + super().variance() / 2).exp()
+
+    def variance(self, given: Tensor | None = None) -> Tensor:
+        return self.mean().square() * torch.expm1(super().variance())
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x.log())
+
     def log_prob(self, x: Tensor) -> Tensor:
         return super().log_prob(x.log()) - torch.nan_to_num(x.log()).sum(-1, keepdim=True)
 
-    def cells(self, state: Tensor) -> dist.TorchDistribution:
-        return dist.TransformedDistribution(super().cells(state), dist.transforms.ExpTransform())
+    def cells(self, state: Tensor, given: Tensor | None = None) -> dist.TorchDistribution:
+        return dist.TransformedDistribution(super().cells(state, given), dist.transforms.ExpTransform())
 
-    def sample(self, state: Tensor, generator: torch.Generator) -> Tensor:
-        return super().sample(state, generator).exp()
+    def sample(self, state: Tensor, generator: torch.Generator, given: Tensor | None = None) -> Tensor:
+        return super().sample(state, generator, given).exp()
 
     def prepare(self, x: Tensor) -> None:
         super().prepare(x.log())

@@ -2,17 +2,21 @@
 
 import inspect
 import math
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 
 from probgen import frames, store
-from probgen.errors import Incomparable, ParameterError, ProbgenError
-from probgen.events import Event, Ragged, Table
+from probgen.errors import Incomparable, ParameterError, ProbgenError, ShapeError, StructureError
+from probgen.evaluate.paired import Difference, against_best, error_of_total
+from probgen.events import Checked, Event, Panel, Ragged, Table
 from probgen.logprob import Fingerprint, Kind, LogProb
 from probgen.model import Estimator, GenerativeModel
 
@@ -20,7 +24,9 @@ __all__ = ["Comparison", "Entry", "compare", "fit_suitable"]
 
 # What ends one family's work but not the others': refusals, and numbers that break down (singular matrices, memory)
 _BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
-COLUMNS = ("family", "kind", "nats/row", "Monte Carlo ±", "between rows ±", "bits/dim", "by", "fit s")
+COLUMNS = (
+    "family", "kind", "nats/row", "between rows ±", "vs best", "paired ±", "Monte Carlo ±", "bits/dim", "fit s", "by",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,14 +74,39 @@ class Comparison:
     Arguments:
         entries: Best first; refusals last.
         skipped: Families that do not suit the data or could not be fitted or scored, and why.
+        lengths: Of the held-out parts of sequences, where a row is a step; None where rows are independent.
+
+    The column "vs best" is the log-likelihood of all rows together minus that of the best comparable entry, in nats;
+    "paired ±" is the standard error of that difference, from the spread of its rows.
     """
 
     entries: tuple[Entry, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    lengths: tuple[int, ...] | None = None
+
+    @cached_property
+    def differences(self) -> dict[str, Difference]:
+        """By name, the paired difference to the best comparable entry; the best itself and refusals have none."""
+        ranked = [(entry.name, entry.log_prob) for entry in self.entries if not entry.log_prob.refused.any()]
+        found = {name: against_best(name, answer, ranked, self.lengths) for name, answer in ranked}
+        return {name: difference for name, difference in found.items() if difference is not None}
+
+    def cells(self, entry: Entry) -> dict[str, Any]:
+        """A row of the table; None where there is no number."""
+        row = entry.cells()
+        if self.lengths is not None and row["nats/row"] is not None:
+            row["between rows ±"] = error_of_total(entry.log_prob.nats, self.lengths) / len(entry.log_prob)
+        if difference := self.differences.get(entry.name):
+            row |= {"vs best": difference.total, "paired ±": difference.error}
+        return row
 
     def frame(self) -> Any:
         """The table, a row a family (pyarrow.Table)."""
-        rows = [entry.cells() | {"measure": entry.log_prob.measure} for entry in self.entries]
+        rows = [
+            self.cells(entry)
+            | {"measure": entry.log_prob.measure, "against": getattr(self.differences.get(entry.name), "against", None)}
+            for entry in self.entries
+        ]
         return frames.table({name: [row[name] for row in rows] for name in rows[0]})
 
     def scores(self) -> Any:
@@ -97,6 +128,7 @@ class Comparison:
             said.append("lower: the true log-likelihood is at least this (so bits/dim is at most this).")
         if any(math.isnan(entry.cells()["Monte Carlo ±"] or 0.0) for entry in self.entries):
             said.append("Monte Carlo ± ?: some rows' weights are too uneven to trust an error; the bound itself holds.")
+        said += self._notes_on_differences()
         if any(len(entry.log_prob) == 1 for entry in self.entries):
             said.append("between rows ± ?: one row shows no spread between rows.")
         if any(
@@ -110,12 +142,41 @@ class Comparison:
                 said.append(f"{entry.name}: {impossible} rows have probability zero.")
         return said + [f"{name} was left out: {reason.rstrip('.')}." for name, reason in self.skipped.items()]
 
+    def _notes_on_differences(self) -> list[str]:
+        """What a row is, and how far the differences may be trusted."""
+        said = []
+        if self.lengths is not None:
+            said.append(
+                "A row is one step, scored given all steps before it; its errors are Newey and West's, as steps that "
+                "follow each other are not independent."
+            )
+        first = {entry.log_prob.measure: entry.name for entry in reversed(self.entries)}
+        for entry in self.entries:
+            difference = self.differences.get(entry.name)
+            if difference and difference.against != first[entry.log_prob.measure]:
+                said.append(f"{entry.name}: vs best is against {difference.against}, the best it compares with.")
+            if difference and difference.kind in (Kind.LOWER, Kind.UPPER):
+                side = "least" if difference.kind is Kind.LOWER else "most"
+                said.append(f"{entry.name}: the true difference is at {side} this, as one of the two is a bound.")
+        return said + self._too_close()
+
+    def _too_close(self) -> list[str]:
+        """Pairs that these rows can't tell apart, a sentence for each best entry."""
+        close: dict[str, list[str]] = {}
+        for name, difference in self.differences.items():
+            if not difference.distinguishable:
+                close.setdefault(difference.against, []).append(name)
+        n = len(self.entries[0].log_prob)
+        why = f"{n} rows, fewer than 100" if n < 100 else "less than 4 nats"
+        return [f"{', '.join(names)}: not distinguishable from {best} ({why})." for best, names in close.items()]
+
     def texts(self) -> list[dict[str, str]]:
         """The table as text, a dict a family."""
-        return [{name: format_cell(value, name) for name, value in entry.cells().items()} for entry in self.entries]
+        return [{name: format_cell(value, name) for name, value in self.cells(entry).items()} for entry in self.entries]
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *(tuple(row.values()) for row in self.texts())]
+        heads = [["", *textwrap.wrap(name, 8)][-2:] for name in COLUMNS]  # on two lines, for 120 columns
+        rows = [*zip(*heads, strict=True), *(tuple(row.values()) for row in self.texts())]
         widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, "", *self.notes()])
@@ -128,7 +189,8 @@ def format_cell(value: Any, column: str) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return "?" if math.isnan(value) else f"{value:.1f}" if column == "fit s" else f"{value:.3f}"
+        places = 1 if column in ("fit s", "vs best", "paired ±") else 3
+        return "?" if math.isnan(value) else f"{value:.{places}f}"
     return str(value)
 
 
@@ -136,6 +198,7 @@ def compare(
     models: Mapping[str, GenerativeModel],
     x: Any,
     *,
+    history: Any = None,
     by: Mapping[str, Estimator] | None = None,
     seed: int = 0,
     skipped: Mapping[str, str] | None = None,
@@ -146,23 +209,32 @@ def compare(
     Arguments:
         models: Fitted models by name.
         x: Held-out rows.
+        history: Of sequences, the part before ``x``, as many sequences in the same order (of a Panel: of the same
+            labels). Each step of ``x`` is then a row of its own, scored given all steps before it.
         by: Estimators by model name, for those that should not take their own way.
 
     A model that can't score the rows is left out with its reason; the others are compared.
 
     Raises:
         Incomparable: the models see different rows or variables.
+        ParameterError: ``by`` beside ``history``.
         ProbgenError: no model can score the rows; the first one's reason.
     """
     if not models:
         raise ParameterError("No models", "at least one fitted model by name", "Fit one first")
+    if by and history is not None:
+        raise ParameterError(f"by={by!r} beside history", "one of them: an estimator scores whole rows", "Leave by out")
+    lengths: tuple[int, ...] | None = None
     entries: list[Entry] = []
     failed: dict[str, Exception] = {}
     for name, model in models.items():
         on_start(name)
         began = time.perf_counter()
         try:
-            lp = model.log_prob(x, by=(by or {}).get(name), seed=seed)
+            if history is None:
+                lp = model.log_prob(x, by=(by or {}).get(name), seed=seed)
+            else:
+                lp, lengths = _continued(model, history, x, seed)
         except _BREAKDOWNS as problem:
             failed[name] = problem
             continue
@@ -172,7 +244,35 @@ def compare(
         raise next(iter(failed.values()))
     _same_rows([entry.log_prob for entry in entries])
     reasons = dict(skipped or {}) | {name: f"it could not score: {_reason(p)}" for name, p in failed.items()}
-    return Comparison(tuple(sorted(entries, key=lambda entry: entry.rank)), reasons)
+    return Comparison(tuple(sorted(entries, key=lambda entry: entry.rank)), reasons, lengths)
+
+
+def _continued(model: GenerativeModel, history: Any, x: Any, seed: int) -> tuple[LogProb, tuple[int, ...]]:
+    """log p(x_t | all earlier steps) of the steps of x, and the lengths of x's sequences."""
+    past, held = model.event.check(history), model.event.check(x)
+    if not isinstance(held.x, Ragged):
+        came = f"A history for {model.event!r}, whose rows are no sequences"
+        raise StructureError(came, "events.Series or events.Panel", "Leave history out")
+    past = _in_order_of(held, past)
+    parts = [part for pair in zip(past.x.split(), held.x.split(), strict=True) for part in pair]
+    joined = Ragged(torch.cat(parts), past.x.lengths + held.x.lengths)
+    keys = {"keys": held.about.keys} if isinstance(model.event, Panel) else {}
+    answer = model.log_prob_steps(model.event.restore(joined, held.form, **keys), seed=seed)
+    new = joined.places >= past.x.lengths.repeat_interleave(joined.lengths)
+    return answer[new.numpy()], tuple(held.x.lengths.tolist())
+
+
+def _in_order_of(held: Checked, past: Checked) -> Checked:
+    """The past of each held-out sequence, by its key."""
+    place = {key: i for i, key in enumerate(past.about.keys.tolist())}
+    keys = held.about.keys.tolist()
+    if len(place) != len(keys) or not all(key in place for key in keys):
+        raise ShapeError(
+            f"history of {len(past)} sequences ({', '.join(map(str, list(place)[:3]))}, ...) for {len(held)} to score",
+            "the earlier part of each of them",
+            "Give one history a sequence, of the same labels",
+        )
+    return past[[place[key] for key in keys]]
 
 
 def _reason(problem: Exception) -> str:
@@ -204,10 +304,13 @@ def fit_suitable(
 
     Arguments:
         families: Names; None tries all.
-        budget: Seconds for all families that train on one together; each gets an equal share of what is left.
+        budget: Seconds for all models that train on one together; each gets an equal share of what is left.
+
+    A family may offer several models of itself: ``variants(event)``, options of ``for_event`` by name
+    (``{"HMM(2)": {"states": 2}, ...}``).
 
     Returns:
-        Fitted models by family, and the reasons of those left out.
+        Fitted models by name, and the reasons of those left out.
 
     Raises:
         KeyboardInterrupt: also where a training loop has caught it to keep its best state.
@@ -216,42 +319,64 @@ def fit_suitable(
         raise ParameterError(f"budget={budget}", "a positive number of seconds")
     wanted = [store.family(name) for name in dict.fromkeys(store.FAMILIES if families is None else families)]
     skipped = {family.__name__: why for family in wanted if (why := family.suits(event))}
-    fitting = [family for family in wanted if family.__name__ not in skipped]
-    fitting.sort(key=_takes_budget)  # closed forms need no budget and come first
+    suiting = [family for family in wanted if family.__name__ not in skipped]
+    fitting = [(family, *variant) for family in suiting for variant in _variants(family, event).items()]
+    fitting.sort(key=lambda one: _takes_budget(one[0]))  # closed forms need no budget and come first
     models: dict[str, GenerativeModel] = {}
-    sharing = sum(map(_takes_budget, fitting))
+    sharing = sum(_takes_budget(family) for family, *_ in fitting)
     left = budget
-    for family in fitting:
+    for family, name, variant in fitting:
         share = left / sharing if _takes_budget(family) else None
-        on_start(family.__name__, share)
+        on_start(name, share)
         began = time.perf_counter()
         options = {} if share is None else {"budget": share}
         try:
-            models[family.__name__] = model = family.for_event(event).fit(x, seed=seed, **options)
+            models[name] = model = family.for_event(event, **variant).fit(x, seed=seed, **options)
             if model.report.stopped == "interrupted":  # type: ignore[union-attr]
                 raise KeyboardInterrupt
         except _BREAKDOWNS as problem:
-            skipped[family.__name__] = f"it could not be fitted: {_reason(problem)}"
+            models.pop(name, None)
+            skipped[name] = f"it could not be fitted: {_reason(problem)}"
         if share is not None:
             sharing -= 1
             left = max(left - (time.perf_counter() - began), 0.05 * budget)
     return models, skipped
 
 
+def _variants(family: type[GenerativeModel], event: Event) -> dict[str, dict[str, Any]]:
+    """The models that a family offers for an event; itself, where it says nothing."""
+    offered = getattr(family, "variants", None)
+    return (offered(event) if offered else None) or {family.__name__: {}}
+
+
 def _takes_budget(family: type[GenerativeModel]) -> bool:
     return "budget" in inspect.signature(family._fit).parameters
 
 
-def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: int) -> dict[str, np.ndarray]:
-    """The data and as many samples of each model (2 to 2000), as arrays to draw, but for models that can't sample."""
-    drawn = {"held-out data": event.check(x).x}
-    n = min(max(len(drawn["held-out data"]), 2), 2000)
+def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: int) -> dict[str, Any]:
+    """The data and as many samples of each model (2 to 2000) to draw, but for models that can't sample.
+
+    Returns:
+        By title an array (n, ...); of sequences a list of up to six, each (T, ...), the samples as long as the data
+        are on average.
+    """
+    cells = event.check(x).x
+    n = min(max(len(cells), 2), 2000)
+    length = None
+    if isinstance(cells, Ragged):
+        n, length = min(len(cells), 6), round(len(cells.values) / len(cells))
+    drawn = {"data" if length else "held-out data": cells}
     for name, model in models.items():
+        options = {"length": length} if length and "length" in inspect.signature(model._sample).parameters else {}
         with suppress(*_BREAKDOWNS):
-            drawn[name] = event.check(model.sample(n, seed=seed)).x
-    return {title: (cells.values if isinstance(cells, Ragged) else cells).numpy() for title, cells in drawn.items()}
+            drawn[name] = event.check(model.sample(n, seed=seed, **options)).x
+    return {title: _to_draw(cells) for title, cells in drawn.items()}
+
+
+def _to_draw(cells: Any) -> np.ndarray | Sequence[np.ndarray]:
+    return [part.numpy() for part in cells.split()[:6]] if isinstance(cells, Ragged) else cells.numpy()
 
 
 def column_names(event: Event) -> list[str] | None:
-    """Names of the columns of a row, where they have any."""
-    return list(event.columns) if isinstance(event, Table) else None
+    """Names of the columns of a row or step, where they have any."""
+    return list(event.columns) if isinstance(event, Table | Panel) else None

@@ -1,6 +1,7 @@
 """A whole comparison, from a data set to a folder of scores, models and pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from probgen import frames, plots, store
 from probgen.datasets import Dataset
 from probgen.errors import DataError, MissingExtra
 from probgen.evaluate.compare import Comparison, column_names, compare, fit_suitable, panels
-from probgen.events import Checked, Ragged, Real, Table
+from probgen.events import Checked, Panel, Ragged, Real, Series, Table
+from probgen.model import GenerativeModel
 
 __all__ = ["compare_into"]
 
@@ -30,7 +32,7 @@ def compare_into(
 
     Arguments:
         families, budget: As of ``fit_suitable``.
-        rows: Held-out rows to score at most.
+        rows: Held-out rows to score at most; of one series all held-out steps are scored, each given all before it.
         test: Share of rows held out.
         say: Takes what is going on, a line at a time.
 
@@ -50,17 +52,35 @@ def compare_into(
         reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in skipped.items())
         came = f"No family can be fitted to {loaded.event!r}: {reasons}"
         raise DataError(came, "data that some family suits", "Choose other columns or more rows")
-    result = compare(models, held, seed=seed, skipped=skipped, on_start=lambda name: say(f"  scoring {name}"))
+    history = {"history": train} if loaded.in_time else {}
+    result = compare(
+        models, held, seed=seed, skipped=skipped, on_start=lambda name: say(f"  scoring {name}"), **history
+    )
     for name, model in models.items():
         store.save(model, folder / "models" / name)
     frames.write(result.scores(), folder / "scores.parquet")
     frames.write(result.frame(), folder / "summary.parquet")
     try:
-        drawn = panels(models, held, loaded.event, seed)
-        plots.samples(drawn, folder / "samples.png", names=column_names(loaded.event))
+        _draw(models, loaded, held, folder / "samples.png", seed)
     except MissingExtra as missing:
         say(f"no samples.png: {missing}")
-    return result, f"{loaded.name}: {_amount(loaded.event.check(held))} held out"
+    checked = loaded.event.check(held)
+    if loaded.in_time:
+        last = f"last {n} steps" if (n := len(checked.x.values)) > 1 else "last step"
+        return result, f"{loaded.name}: the {last} held out, each scored given all before it"
+    return result, f"{loaded.name}: {_amount(checked)} held out"
+
+
+def _draw(models: Mapping[str, GenerativeModel], loaded: Dataset, held: Any, path: Path, seed: int) -> None:
+    """Samples beside the data; one series is drawn whole, with the place where the held-out steps begin."""
+    names = column_names(loaded.event)
+    drawn = panels(models, loaded.x if loaded.in_time else held, loaded.event, seed)
+    if not isinstance(loaded.event, Series | Panel):
+        plots.samples(drawn, path, names=names)
+        return
+    cells = [loaded.event.check(x).x for x in (loaded.x, held)]
+    begin = len(cells[0].values) - len(cells[1].values) if loaded.in_time else None
+    plots.series(drawn, path, names=names, begin=begin)
 
 
 def _split(loaded: Dataset, test: float, seed: int, rows: int, say: Callable[[str], None]) -> tuple[Any, Any]:
@@ -70,7 +90,7 @@ def _split(loaded: Dataset, test: float, seed: int, rows: int, say: Callable[[st
     said = f"{loaded.name} ({loaded.about}): {_amount(loaded.event.check(train))} to fit, {_amount(checked)} held out"
     if len(checked) > rows:
         kept = np.sort(np.random.default_rng(seed).permutation(len(checked))[:rows])
-        held = loaded.event.restore(checked[kept].x, checked.form)
+        held = replace(loaded, x=held).take(kept)
         said += f", {rows} of them scored"
     say(said)
     for column in _identifiers(loaded):
@@ -83,7 +103,8 @@ def _amount(checked: Checked) -> str:
     n = len(checked)
     if isinstance(checked.x, Ragged):
         what, steps = ("series", "steps") if checked.about.bytes is None else ("text" + "s" * (n != 1), "bytes")
-        return f"{n} {what} of {len(checked.x.values)} {steps}" + " together" * (n != 1)
+        total = len(checked.x.values)
+        return f"{n} {what} of {total} {steps[:-1] if total == 1 else steps}" + " together" * (n != 1)
     return f"{n} row" + "s" * (n != 1)
 
 

@@ -7,26 +7,37 @@ from typing import Any
 import numpy as np
 
 from probgen import frames
-from probgen.events import Event, Ragged, Real, Table
+from probgen.events import Event, Panel, Ragged, Real, Table
 
 __all__ = ["csv_lines", "sample_table"]
 
 
 def sample_table(draws: Any, event: Event) -> Any:
-    """Draws as a pyarrow.Table: the event's own columns, one column a cell (``x3_5``), or row, step and cells."""
+    """Draws as a pyarrow.Table: the event's own columns, one column a cell (``x3_5``), or row, step and cells.
+
+    Steps of a panel stand under its own names, the sequence's among them, so that the table can be scored.
+    """
     if isinstance(event, Table):
-        steps = {name: c.resolution for name, c in event.columns.items() if isinstance(c, Real) and c.resolution}
-        columns = event.restore(draws, "dict")
-        return frames.table({n: _rounded(x, steps[n]) if n in steps else x for n, x in columns.items()})
+        return frames.table(_named(event, draws))
+    if isinstance(event, Panel):
+        labels = _places(draws) if event.sequence is None and len(draws) > 1 else {}
+        labels |= {event.sequence: _places(draws)["row"]} if event.sequence else {}
+        return frames.table(labels | _named(event.step, draws.values))
     if isinstance(draws, Ragged):
-        steps = event.restore(draws, "list")
-        lengths = draws.lengths.numpy()
-        place = {
-            "row": np.repeat(np.arange(len(lengths)), lengths),
-            "step": np.concatenate([np.arange(length) for length in lengths]),
-        }
-        return frames.table(place | _cells(np.concatenate(steps)))
+        return frames.table(_places(draws) | _cells(np.concatenate(event.restore(draws, "list"))))
     return frames.table(_cells(event.restore(draws, "numpy")))
+
+
+def _named(event: Table, cells: Any) -> dict[str, np.ndarray]:
+    """Cells (n, columns) by column name, rounded ones with the decimals of their step."""
+    steps = {name: c.resolution for name, c in event.columns.items() if isinstance(c, Real) and c.resolution}
+    return {n: _rounded(x, steps[n]) if n in steps else x for n, x in event.outside(cells).items()}
+
+
+def _places(draws: Ragged) -> dict[str, np.ndarray]:
+    """Which sequence a step is of, and which of its steps it is."""
+    lengths = draws.lengths.numpy()
+    return {"row": np.repeat(np.arange(len(lengths)), lengths), "step": draws.places.numpy()}
 
 
 def _rounded(values: np.ndarray, step: float) -> np.ndarray:

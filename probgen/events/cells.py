@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probgen import frames
 
-__all__ = ["Ragged", "row_hash", "take", "to_form", "whole"]
+__all__ = ["Ragged", "prefix_hash", "row_hash", "take", "to_form", "whole"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,15 @@ class Ragged:
         """Where each row begins, shape (n,)."""
         return self.lengths.cumsum(0) - self.lengths
 
+    @property
+    def places(self) -> Tensor:
+        """Of each step in its row, from 0, shape (total,)."""
+        return torch.arange(len(self.values)) - self.starts.repeat_interleave(self.lengths)
+
+    def sums(self, steps: np.ndarray) -> np.ndarray:
+        """Totals of numbers of each step (total, ...) over each row, shape (n,)."""
+        return np.add.reduceat(steps.reshape(len(steps), -1).sum(axis=1), self.starts.numpy())
+
     def split(self) -> list[Tensor]:
         return list(self.values.split(self.lengths.tolist()))
 
@@ -54,10 +63,14 @@ def take(x: Any, rows: Any) -> Any:
 
 def whole(values: np.ndarray) -> bool:
     """Whether every observed cell is a whole number."""
-    finite = values[np.isfinite(values)]
-    if (finite[:1000] != np.round(finite[:1000])).any():
-        return False
-    return bool(finite.size) and bool((finite == np.round(finite)).all())
+    if not (_fractions(values.reshape(-1)[:1000]) or _fractions(values)):
+        return bool(np.isfinite(values).any())
+    return False
+
+
+def _fractions(values: np.ndarray) -> bool:
+    with np.errstate(invalid="ignore"):
+        return bool(((values != np.rint(values)) & np.isfinite(values)).any())
 
 
 def to_form(x: Tensor | np.ndarray, form: str) -> Any:
@@ -109,8 +122,23 @@ def row_hash(x: Any) -> np.ndarray:
 
 
 def _ragged_hash(x: Ragged) -> np.ndarray:
-    steps = row_hash(x.values)
     lengths = x.lengths.numpy()
-    within = np.arange(len(steps)) - np.repeat(x.starts.numpy(), lengths)
-    moved = _mix(steps ^ _mix((within.astype(np.uint64) + np.uint64(1)) * _ODD))
-    return _mix(np.add.reduceat(moved, x.starts.numpy()) ^ (lengths.astype(np.uint64) * _ODD))
+    return _mix(np.add.reduceat(_moved(x), x.starts.numpy()) ^ (lengths.astype(np.uint64) * _ODD))
+
+
+def prefix_hash(x: Ragged) -> np.ndarray:
+    """The hash that each sequence would have if it ended at each of its steps, shape (total,), uint64."""
+    moved, within, starts = _moved(x), _within(x), x.starts.numpy()
+    sums = np.cumsum(moved, dtype=np.uint64)
+    before = np.repeat(sums[starts] - moved[starts], x.lengths.numpy())
+    return _mix((sums - before) ^ ((within + np.uint64(1)) * _ODD))
+
+
+def _moved(x: Ragged) -> np.ndarray:
+    """A hash of each step and its place in its sequence, shape (total,)."""
+    return _mix(row_hash(x.values) ^ _mix((_within(x) + np.uint64(1)) * _ODD))
+
+
+def _within(x: Ragged) -> np.ndarray:
+    """The place of each step in its sequence, from 0, shape (total,), uint64."""
+    return x.places.numpy().astype(np.uint64)

@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from probgen.errors import DataError
-from probgen.events.cells import take
+import numpy as np
+
+from probgen.errors import DataError, StructureError
+from probgen.events.cells import Ragged, prefix_hash, take
 from probgen.logprob import Fingerprint
 
 
@@ -30,6 +32,28 @@ class Checked:
 
     def __getitem__(self, rows: Any) -> "Checked":
         return Checked(take(self.x, rows), self.about[rows], self.form)
+
+
+def steps_of(checked: Checked) -> Fingerprint:
+    """The steps of checked sequences as rows of their own, sequence after sequence.
+
+    Keys are step numbers, or "sequence:step" for several. A step's content is that of its sequence up to and
+    including it, so that two answers about the same step are about the same past.
+
+    Raises:
+        StructureError: the data are no sequences.
+    """
+    x, about = checked.x, checked.about
+    if not isinstance(x, Ragged):
+        raise StructureError(
+            f"Steps of {about.event}", "sequences: events.Series or Panel", "log_prob scores whole rows"
+        )
+    keys = x.places.numpy()
+    if len(x) > 1:
+        labels, numbers = np.array([f"{key}:" for key in about.keys]), np.arange(keys.max() + 1).astype(str)
+        keys = np.char.add(np.repeat(labels, x.lengths.numpy()), numbers[keys])
+    seen = (~x.values.reshape(len(keys), -1).isnan()).sum(dim=1).numpy()
+    return Fingerprint(keys, lambda: prefix_hash(x), seen, about.event, about.measure, about.integers)
 
 
 class Event(ABC):

@@ -10,30 +10,41 @@ from typing import Any
 import numpy as np
 
 from probgen import frames
-from probgen.errors import DataError, ShapeError
+from probgen.errors import DataError, ParameterError, ShapeError
 from probgen.events.array import Array
 from probgen.events.cells import Ragged, whole
 from probgen.events.event import Event, refuse_empty
-from probgen.events.outside import columns, is_ragged, numbers, rows, unboxed
+from probgen.events.outside import Columns, columns, is_ragged, numbers, rows, unboxed
+from probgen.events.panel import Panel, is_frames, sequence_column, tables
 from probgen.events.record import Record
 from probgen.events.sequences import Series, Text
 from probgen.events.table import Category, Column, Count, Real, Table
 
 
-def infer(data: Any) -> Event:
+def infer(data: Any, *, sequence: str | bool | None = None) -> Event:
     """The event that fits some data; its repr says how every column is read, and can be edited.
 
     Arrays: whole-number types are levels 0..max (256 for bytes above 127; counts above 1023; steps of 1 where
     negative); floats are real. Frames and dicts of columns: strings, booleans and categoricals are categories; whole
     numbers are categories up to 20 distinct values, else counts (steps of 1 where negative); the rest is real. Lists
-    of strings are text, lists of unequal arrays are series, other dicts are records.
+    of strings are text, lists of unequal arrays are series, lists of frames a panel, other dicts are records.
+
+    Arguments:
+        sequence: The column of a frame that says which sequence a row belongs to: a Panel. True reads a frame (as a
+            Panel) or an array (T, ...) as one sequence.
+
+    Raises:
+        DataError: naming the cell or column that can't be read.
+        ParameterError: ``sequence`` for data without columns.
     """
+    if sequence or is_frames(data):
+        return _infer_sequences(data, sequence or True)
     if isinstance(data, Mapping) and not all(_is_column(values) for values in data.values()):
         return Record(
             **{name: infer(part) for name, part in zip(frames.distinct_names(data), data.values(), strict=True)}
         )
     if frames.is_frame(data) or isinstance(data, Mapping | os.PathLike) or _is_table_path(data):
-        return _infer_table(data)
+        return Table(_infer_columns(columns(data)))
     if isinstance(data, str):
         return Text()
     data = unboxed(data)
@@ -45,6 +56,26 @@ def infer(data: Any) -> Event:
         return Text()
     cells = _typed(values, missing)
     return Array(values.shape[1:], **_infer_cells(cells[~missing]), missing=bool(missing.any()))
+
+
+def _infer_sequences(data: Any, sequence: str | bool) -> Event:
+    """A Panel of a frame or a list of frames; a Series of one array."""
+    tabular = frames.is_frame(data) or is_frames(data) or isinstance(data, Mapping | os.PathLike)
+    if tabular or _is_table_path(data):
+        found, _ = tables(data)
+        if isinstance(sequence, str):
+            sequence_column(found, sequence)
+        labels = sequence if isinstance(sequence, str) else None
+        rest = found._replace(cells={name: cells for name, cells in found.cells.items() if name != labels})
+        return Panel(_infer_columns(rest), labels)
+    if isinstance(sequence, str):
+        raise ParameterError(
+            f"sequence={sequence!r} for a {type(data).__name__}", "a data frame or a dict of columns",
+            "sequence=True reads an array as one sequence; a list of arrays needs no name",
+        )  # fmt: skip
+    values, missing = rows(data)
+    refuse_empty(values.size)
+    return Series(values.shape[1:], **_infer_cells(_typed(values, missing)))
 
 
 def _infer_series(data: Any) -> Series:
@@ -91,11 +122,10 @@ def _infer_cells(values: np.ndarray) -> dict[str, Any]:
     return {"levels": 256 if values.dtype.itemsize == 1 and high > 127 else max(high + 1, 2)}
 
 
-def _infer_table(data: Any) -> Table:
-    found = columns(data)
+def _infer_columns(found: Columns) -> dict[str, Column]:
     if not found.cells:
         raise DataError("A table without columns", "at least one column", "Check how it was read or filtered")
-    return Table({name: _infer_column(name, *cells, found.levels.get(name)) for name, cells in found.cells.items()})
+    return {name: _infer_column(name, *cells, found.levels.get(name)) for name, cells in found.cells.items()}
 
 
 def _infer_column(name: str, values: np.ndarray, missing: np.ndarray, levels: list | None) -> Column:

@@ -19,8 +19,8 @@ from probgen.events.cells import Ragged
 from probgen.frames import is_missing
 
 __all__ = [
-    "Columns", "blanked", "columns", "float_cells", "is_array", "is_missing", "is_ragged", "name_cells", "named",
-    "numbers", "plain", "rows", "unboxed",
+    "Columns", "blanked", "columns", "float_cells", "from_tensor", "is_array", "is_missing", "is_ragged", "name_cells",
+    "named", "numbers", "plain", "rows", "unboxed",
 ]  # fmt: skip
 
 _LISTS = (list, tuple, range)
@@ -47,7 +47,7 @@ def plain(data: Any) -> tuple[np.ndarray, np.ndarray]:
         raise ShapeError("Rows of varying length (a Ragged)", "one shape for every row", "events.Series takes them")
     with frames.reading(data):
         if isinstance(data, Tensor):
-            return _from_numpy(_from_tensor(data))
+            return _from_numpy(from_tensor(data))
         if isinstance(data, _LISTS):
             return _from_list(data)
         column = frames.column(data)
@@ -62,7 +62,8 @@ def rows(data: Any) -> tuple[np.ndarray, np.ndarray]:
     return values, missing
 
 
-def _from_tensor(data: Tensor) -> np.ndarray:
+def from_tensor(data: Tensor) -> np.ndarray:
+    """A tensor of any layout and device as an array; it may share memory."""
     data = data.detach()
     dense = (data if data.layout == torch.strided else data.to_dense()).cpu().resolve_conj().resolve_neg()
     known = (torch.float16, torch.float32, torch.float64)
@@ -264,7 +265,7 @@ def columns(data: Any, names: Sequence[str] | None = None) -> Columns:
     values, missing = rows(data)
     if values.ndim != 2 or names is None or values.shape[1] != len(names):
         raise ShapeError(
-            f"{type(data).__name__} of shape {values.shape} for a table of columns {names}",
+            f"{type(data).__name__} of shape {values.shape} for a table" + (f" of columns {names}" if names else ""),
             "a data frame, a dict of columns, a csv or Parquet path, or an array (n, columns)",
             "Name the columns: pandas.DataFrame(x, columns=[...])",
         )

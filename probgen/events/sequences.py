@@ -1,7 +1,7 @@
 """Observations of varying length: series of numbers, and text."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from probgen.errors import DataError, ParameterError, ShapeError
 from probgen.events.array import Array, Support
 from probgen.events.cells import Ragged, row_hash, whole
 from probgen.events.event import Checked, Event, refuse_empty
-from probgen.events.outside import blanked, float_cells, is_array, named, rows, unboxed
+from probgen.events.outside import blanked, float_cells, from_tensor, is_array, named, rows, unboxed
 from probgen.logprob import Fingerprint
 
 
@@ -28,7 +28,7 @@ class Series(Event):
         support, levels, resolution, unit, missing: As of Array, for one step.
 
     Takes a list of arrays, a pair (values, lengths), an array (n, T, *shape) of n equally long sequences, or one
-    sequence (T, *shape).
+    sequence (T, *shape). In a pair, values (T, 1) are single numbers too. Data frames are events.Panel's.
     """
 
     shape: tuple[int, ...] = ()
@@ -56,25 +56,61 @@ class Series(Event):
             raise DataError(
                 f"A table ({type(data).__name__}) for sequences: where one ends and the next begins is not known",
                 "a list of arrays, or a pair (values, lengths)",
-                "Split it: [group[columns].to_numpy() for _, group in frame.groupby(key)]; or give (values, lengths)",
+                'For a frame use events.Panel(columns, sequence="id"), events.infer(frame, sequence="id") makes one; '
+                "or give (frame.to_numpy(), lengths)",
             )
-        parts, form = _sequences(data, len(self.shape))
+        values, lengths, form = self._gathered(data)
+        refuse_empty(len(lengths))
+        cells = values.reshape(len(values), -1)
+        gaps = self.step.check_cells(cells, _Steps(lengths))
+        ragged = Ragged(torch.from_numpy(values), torch.from_numpy(lengths))
+        seen = ragged.sums(~np.isnan(cells)) if gaps else lengths * cells.shape[1]
+        keys = np.arange(len(lengths))
+        about = Fingerprint(keys, lambda: row_hash(ragged), seen, repr(self), self.measure, whole(values))
+        return Checked(ragged, about, form)
+
+    def _gathered(self, data: Any) -> tuple[np.ndarray, np.ndarray, str]:
+        """(values (total, *shape), lengths, form) of whatever holds sequences; the values are a copy."""
+        data, rank = unboxed(data), len(self.shape)
+        if isinstance(data, Ragged):
+            data = data.values, data.lengths
+        if isinstance(data, tuple) and len(data) == 2:
+            values, lengths = _pair(*data)
+            values = values[:, 0] if rank == 0 and values.shape[1:] == (1,) else values
+            self._check_shape(0, values)
+            return values, lengths, "list"
+        if isinstance(data, list | tuple) and any(map(is_array, set(map(type, data)))):
+            parts = _arrays(data) or [_sequence(i, part) for i, part in enumerate(data)]
+            if parts[0].ndim > rank:
+                return *self._joined(parts), "torch" if isinstance(data[0], Tensor) else "list"
+        values, _, form = float_cells(data)
+        if values.ndim == rank + 2:
+            self._refuse_column(values)
+            return *self._joined(list(values)), "array"
+        return *self._joined([values] if values.size or form != "list" else []), "list"
+
+    def _joined(self, parts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         refuse_empty(len(parts))
         for i, part in enumerate(parts):
-            if part.shape[1:] != self.shape or not len(part):
-                raise ShapeError(
-                    f"Sequence {i} has shape {part.shape}",
-                    f"(T >= 1{''.join(f', {s}' for s in self.shape)})",
-                    f"Event: {self!r}",
-                )
-        values = np.concatenate(parts)
-        lengths = np.array([len(part) for part in parts])
-        cells = values.reshape(len(values), -1)
-        self.step.check_cells(cells, _Steps(lengths))
-        ragged = Ragged(torch.from_numpy(values), torch.from_numpy(lengths))
-        seen = np.add.reduceat((~np.isnan(cells)).sum(axis=1), ragged.starts.numpy())
-        about = Fingerprint(np.arange(len(parts)), row_hash(ragged), seen, repr(self), self.measure, whole(values))
-        return Checked(ragged, about, form)
+            self._check_shape(i, part)
+        return np.concatenate(parts, dtype=np.float64), np.array([len(part) for part in parts])
+
+    def _check_shape(self, i: int, part: np.ndarray) -> None:
+        if part.shape[1:] != self.shape or not len(part):
+            raise ShapeError(
+                f"Sequence {i} has shape {part.shape}" if len(part) else f"Sequence {i} is empty",
+                f"(T >= 1{''.join(f', {s}' for s in self.shape)})",
+                f"Event: {self!r}" if len(part) else "Leave it out",
+            )
+
+    def _refuse_column(self, values: np.ndarray) -> None:
+        """An array (T, 1) of single numbers is one sequence to its owner, and T sequences by the rule."""
+        if values.shape[1:] == (1,) and len(values) > 1:
+            raise ShapeError(
+                f"An array of shape {values.shape} for {self!r}: one sequence, or {len(values)} of one step",
+                "x[:, 0] for one sequence, a list of arrays for several, or (x, lengths)",
+                "Or declare steps of one column: Series((1,))",
+            )
 
     def ties(self, x: Ragged) -> str | None:
         """As of Array, over all steps."""
@@ -82,7 +118,9 @@ class Series(Event):
 
     def restore(self, x: Ragged, form: str = "list") -> Any:
         parts = [self.step.restore(part, "torch" if form == "torch" else "numpy") for part in x.split()]
-        return np.stack(parts) if form == "array" and len(set(map(len, parts))) == 1 else parts
+        stacks = form == "array" and len(set(map(len, parts))) == 1
+        column = not self.shape and len(parts) > 1 and len(parts[0]) == 1  # refused where it comes in
+        return np.stack(parts) if stacks and not column else parts
 
 
 class _Steps:
@@ -96,21 +134,12 @@ class _Steps:
         return f"{row}, step {place - (self.ends[row - 1] if row else 0)}"
 
 
-def _sequences(data: Any, rank: int) -> tuple[list[np.ndarray], str]:
-    """Sequences as float arrays, each (T, *shape)."""
-    data = unboxed(data)
-    if isinstance(data, Ragged):
-        data = data.values, data.lengths
-    if isinstance(data, tuple) and len(data) == 2:
-        return _split(*data), "list"
-    if isinstance(data, list | tuple) and any(map(is_array, set(map(type, data)))):
-        parts = [_sequence(i, part) for i, part in enumerate(data)]
-        if parts[0].ndim > rank:
-            return parts, "torch" if isinstance(data[0], Tensor) else "list"
-    values, _, form = float_cells(data)
-    if values.ndim == rank + 2:
-        return list(values), "array"
-    return [values] if values.size or form != "list" else [], "list"
+def _arrays(data: Sequence) -> list[np.ndarray] | None:
+    """Plain arrays and tensors of numbers as arrays; None where any needs to be read cell by cell."""
+    with frames.reading(data):
+        parts = [from_tensor(part) if isinstance(part, Tensor) else part for part in data]
+    plain = all(type(part) is np.ndarray and part.ndim and part.dtype.kind in "biuf" for part in parts)
+    return parts if plain and not any(part.dtype == np.longdouble for part in parts) else None
 
 
 def _sequence(i: int, part: Any) -> np.ndarray:
@@ -120,7 +149,7 @@ def _sequence(i: int, part: Any) -> np.ndarray:
         return float_cells(part)[0]
 
 
-def _split(data: Any, lengths: Any) -> list[np.ndarray]:
+def _pair(data: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
     values, counts = float_cells(data)[0], np.empty(0)
     with suppress(DataError):
         counts = rows(lengths)[0]
@@ -132,7 +161,7 @@ def _split(data: Any, lengths: Any) -> list[np.ndarray]:
             "positive whole numbers that add up to the number of rows",
             "Give a list of arrays instead, one a sequence",
         )
-    return np.split(values, np.cumsum(counts.astype(np.int64))[:-1]) if len(counts) else []
+    return values, counts.astype(np.int64)
 
 
 @dataclass(frozen=True, repr=False)

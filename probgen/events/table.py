@@ -143,6 +143,18 @@ class Table(Event):
 
     def check(self, data: Any) -> Checked:
         raw, keys, _, form = columns(data, list(self.columns))
+        cells = self.cells(raw, keys)
+        seen = (~np.isnan(cells)).sum(axis=1)
+        about = Fingerprint(keys, row_hash(cells), seen, repr(self), self.measure, whole(cells))
+        return Checked(torch.from_numpy(cells), about, form)
+
+    def cells(self, raw: Mapping[str, tuple[np.ndarray, np.ndarray]], keys: np.ndarray) -> np.ndarray:
+        """Checked cells (n, columns) of outside columns, given as (values, missing mask) by name.
+
+        Raises:
+            ShapeError: lacking or superfluous columns, or no rows.
+            DataError, SupportError: a cell that can't be used, by row, column and value.
+        """
         lacking, extra = [c for c in self.columns if c not in raw], [c for c in raw if c not in self.columns]
         if lacking or extra:
             raise ShapeError(
@@ -157,10 +169,7 @@ class Table(Event):
                 np.isnan(cells), cells, keys, list(self.columns), "is missing", "a value in every cell",
                 "Declare missing=True in the event, impute, or drop the rows", DataError,
             )  # fmt: skip
-        about = Fingerprint(
-            keys, row_hash(cells), (~np.isnan(cells)).sum(axis=1), repr(self), self.measure, whole(cells)
-        )
-        return Checked(torch.from_numpy(cells), about, form)
+        return cells
 
     def _column(self, name: str, values: np.ndarray, missing: np.ndarray, keys: np.ndarray) -> np.ndarray:
         column = self.columns[name]
@@ -188,13 +197,17 @@ class Table(Event):
 
     def restore(self, x: Tensor, form: str = "pandas") -> Any:
         """Levels and numbers in the user's form; "torch" gives a NumPy array where levels are no numbers."""
-        cells = x.detach().cpu().numpy()
-        found = {name: _outside_column(column, cells[:, i]) for i, (name, column) in enumerate(self.columns.items())}
+        found = self.outside(x)
         if form not in ("numpy", "torch", "list"):
             return found if form == "dict" else frames.native(found, form)
         if all(values.dtype.kind in "iuf" for values in found.values()):
             return to_form(np.stack([_with_nan(values) for values in found.values()], axis=1), form)
         return to_form(np.stack([frames.objects(v.tolist(), len(v)) for v in found.values()], axis=1), form)
+
+    def outside(self, x: Tensor) -> dict[str, np.ndarray]:
+        """Levels and numbers of checked cells (n, columns), a masked array (n,) a column."""
+        cells = x.detach().cpu().numpy()
+        return {name: _outside_column(column, cells[:, i]) for i, (name, column) in enumerate(self.columns.items())}
 
 
 def _with_nan(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What numbers are about, so that only like is compared with like."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,13 +9,32 @@ import numpy as np
 from probgen.errors import Incomparable
 
 
+class _Deferred:
+    """A field that may be given as a function; it is called when the field is first read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
+        if owner is None:
+            raise AttributeError(self.name)  # a dataclass then sees no default
+        value = owner.__dict__[self.name]
+        if callable(value):
+            value = owner.__dict__[self.name] = value()
+        return value
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        owner.__dict__[self.name] = value
+
+
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
     """What a LogProb's numbers are about, so that only like is compared with like.
 
     Arguments:
         keys: Row keys as the user gave them (a pandas index), else 0..n-1, shape (n,).
-        content: A 64-bit hash of each row's checked content, missing cells included, shape (n,).
+        content: A 64-bit hash of each row's checked content, missing cells included, shape (n,), or a function that
+            gives it: hashing many rows costs more than scoring some of them, and only comparisons read it.
         dims: Observed cells a row, shape (n,).
         event: The event's repr: units, levels, resolution.
         measure: The event's canonical measure.
@@ -24,7 +43,7 @@ class Fingerprint:
     """
 
     keys: np.ndarray
-    content: np.ndarray
+    content: Any = _Deferred()
     dims: np.ndarray
     event: str
     measure: str
@@ -55,7 +74,7 @@ class Fingerprint:
         )
 
     def same_rows(self, other: "Fingerprint") -> bool:
-        return np.array_equal(self.content, other.content)
+        return len(self) == len(other) and np.array_equal(self.content, other.content)
 
 
 def agree(name: str, *values: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from probgen import emissions
 from probgen.errors import ParameterError
-from probgen.events import Array, Category, Count, Event, Ragged, Real, Series, Table
+from probgen.events import Array, Category, Count, Event, Panel, Ragged, Real, Series, Table
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 
@@ -21,12 +21,11 @@ __all__ = ["GaussianCopula", "Independent"]
 
 def _margin(event: Event) -> emissions.Emission | str:
     """One emission for the cells of one observation (or of one step), histograms for reals."""
+    event = event.step if isinstance(event, Series | Panel) else event
     if isinstance(event, Table):
         if rounded := [n for n, c in event.columns.items() if isinstance(c, Real) and c.positive and c.resolution]:
             return f"no histogram here is both positive and rounded: column {rounded[0]!r}"
         return emissions.Product({name: _column(column) for name, column in event.columns.items()})
-    if isinstance(event, Series):
-        event = event.step
     if not isinstance(event, Array):
         return f"its columns are numbers or categories, not {type(event).__name__}"
     width = max(event.dims, 1)
@@ -53,7 +52,7 @@ class Independent(GenerativeModel):
     """Every cell on its own: tables for levels and categories, Poisson counts, histograms for reals. Exact.
 
     Arguments:
-        event: Array, Table, or Series (whose steps are then independent and alike).
+        event: Array, Table, or Series or Panel (whose steps are then independent and alike).
 
     Tables have one pseudo-observation a cell, spread evenly, so that no level is impossible. Missing cells are
     integrated out.
@@ -92,18 +91,26 @@ class Independent(GenerativeModel):
         return FitReport(tuple(history), len(history) - 1, "converged", time.perf_counter() - began)
 
     def _log_prob(self, x: Any, given: None, *, generator: torch.Generator) -> LogProb:
-        steps = torch.cat([self.margin.log_prob(part)[:, 0] for part in self._rows(x).split(4096)])
+        nats = self._step_nats(x)
         if isinstance(x, Ragged):
             row = torch.repeat_interleave(torch.arange(len(x)), x.lengths)
-            steps = torch.zeros(len(x), dtype=steps.dtype).index_add_(0, row, steps)
-        return LogProb(Kind.EXACT, steps, by="columns summed")
+            nats = torch.zeros(len(x), dtype=nats.dtype).index_add_(0, row, nats)
+        return LogProb(Kind.EXACT, nats, by="columns summed")
+
+    def _log_prob_steps(self, x: Ragged, given: None, *, generator: torch.Generator) -> LogProb:
+        """The past says nothing: log p(x_t | x_<t) = log p(x_t)."""
+        return LogProb(Kind.EXACT, self._step_nats(x), by="columns summed")
+
+    def _step_nats(self, x: Tensor | Ragged) -> Tensor:
+        return torch.cat([self.margin.log_prob(part)[:, 0] for part in self._rows(x).split(4096)])
 
     def _sample(self, n: int, given: None, *, generator: torch.Generator, length: int = 20) -> Any:
         """``length``: steps of each series."""
-        rows = n * length if isinstance(self.event, Series) else n
+        sequences = isinstance(self.event, Series | Panel)
+        rows = n * length if sequences else n
         cells = self.margin.sample(torch.zeros(rows, dtype=torch.int64), generator)
         values = cells.reshape(rows, *self.event.shape)  # type: ignore[attr-defined]
-        return Ragged(values, torch.full((n,), length)) if isinstance(self.event, Series) else values
+        return Ragged(values, torch.full((n,), length)) if sequences else values
 
 
 def _climb(margin: emissions.Emission, cells: Tensor, most: int = 50) -> list[float]:

@@ -1,0 +1,162 @@
+"""Words of the command line as Python values: a family's own options, estimators, times."""
+
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from probgen.errors import DataError, ParameterError, StoreError, nearest
+
+__all__ = ["build", "estimator_of", "family_name", "options_of", "seconds_of", "sequence_of", "value_of"]
+
+
+def options_of(extra: list[str]) -> dict[str, str]:
+    """``--name value`` pairs that typer does not know: a family's own options."""
+    options: dict[str, str] = {}
+    words = iter(extra)
+    for word in words:
+        if not word.startswith("--"):
+            raise ParameterError(f"The word {word!r}", "options as --name value", "Quote values that hold spaces")
+        name, equals, value = word[2:].partition("=")
+        value = value if equals else next(words, "")
+        if not value:
+            raise ParameterError(f"The option --{name} without a value", f"--{name} VALUE", "Give one")
+        options[name.replace("-", "_")] = value
+    return options
+
+
+def value_of(text: str) -> Any:
+    """A number, true, false, null, a list 64,64, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    return tuple(value_of(part) for part in text.split(",") if part) if "," in text else text
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Sequence: "numbers as 64,64"}
+
+
+def typed(option: str, text: str, hint: Any) -> Any:
+    """An option's value, of the type that the constructor or the fit declares for it."""
+    if option == "--budget":
+        return seconds_of(text)
+    value = value_of(text)
+    for candidate in (value, text, (value,)):
+        if is_a(candidate, hint):
+            return candidate
+    wanted = " or ".join(_kind(kind) for kind in _either(hint) if kind is not NoneType)
+    raise ParameterError(f"{option} {text}", wanted, "Leave it out for the default")
+
+
+def _either(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; a type itself otherwise."""
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+
+
+def _kind(hint: Any) -> str:
+    """A declared type in words; what has none can only be given in Python."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    return _KINDS.get(get_origin(hint) or hint, f"{getattr(hint, '__name__', hint)}, in Python")
+
+
+def is_a(value: Any, hint: Any) -> bool:
+    """Whether a value has a declared type: a number is finite, a whole number or a truth value nothing else."""
+    origin = get_origin(hint)
+    if origin in (UnionType, Union):
+        return any(is_a(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+    if origin in (Sequence, tuple, list):
+        return isinstance(value, list | tuple) and all(is_a(part, get_args(hint)[0]) for part in value)
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is hint
+
+
+def build(family: str, event: Any, options: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """A model for an event from its constructor's options; the rest must be its fit's."""
+    from probgen import store
+
+    made_by = store.family(family)
+    mine = {n: p.annotation for n, p in inspect.signature(made_by).parameters.items() if n != "event"}
+    fits = inspect.signature(made_by._fit).parameters.items()
+    theirs = {n: p.annotation for n, p in fits if p.kind is p.KEYWORD_ONLY and n not in ("generator", "progress")}
+    known = {name: f"--{name.replace('_', '-')}" for name in (*mine, *theirs)}
+    for name in options:
+        if name not in known:
+            option = f"--{name.replace('_', '-')}"
+            raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known.values()))
+    if why := made_by.suits(event):
+        raise DataError(
+            f"{made_by.__name__} does not suit {event!r}: {why}", "a family that does", _advice(made_by, event)
+        )
+    values = {name: typed(known[name], text, (mine | theirs)[name]) for name, text in options.items()}
+    model = made_by.for_event(event, **{k: v for k, v in values.items() if k in mine})
+    return model, {k: v for k, v in values.items() if k in theirs}
+
+
+def _advice(family: Any, event: Any) -> str:
+    """What to do about rows for a family of sequences; else which families there are."""
+    from probgen.events import Array, Panel, Series, Table
+
+    sequences: Any = None
+    if isinstance(event, Table):
+        sequences = Panel(event.columns)
+    elif isinstance(event, Array):
+        sequences = Series(event.shape, event.support, event.levels, event.resolution)
+    if sequences is not None and family.suits(sequences) is None:
+        return "Where rows are steps: --sequence COLUMN names the column of the sequences, --sequence - makes them one"
+    return "Try: probgen compare DATA"
+
+
+def sequence_of(text: str | None) -> str | bool | None:
+    """``--sequence id`` is a column, ``--sequence -`` makes the whole data one sequence."""
+    return True if text == "-" else text
+
+
+def estimator_of(text: str | None) -> Any:
+    """``iwae:samples=500`` as an estimator."""
+    from probgen import estimate
+
+    if text is None:
+        return None
+    name, _, rest = text.partition(":")
+    known = {n.lower(): getattr(estimate, n) for n in estimate.__all__}
+    if name.lower() not in known:
+        raise ParameterError(f"--by {text}", "an estimator such as iwae:samples=500", nearest(name.lower(), known))
+    made_by = known[name.lower()]
+    options = dict(part.partition("=")[::2] for part in rest.split(",")) if rest else {}
+    for option in options:
+        if option not in inspect.signature(made_by).parameters:
+            raise ParameterError(
+                f"--by {text} has no option {option!r}", "", nearest(option, inspect.signature(made_by).parameters)
+            )
+    return made_by(**{k: value_of(v) for k, v in options.items()})
+
+
+def family_name(name: str) -> str:
+    from probgen import store
+
+    try:
+        return store.family(name.strip()).__name__
+    except StoreError as problem:
+        raise ParameterError(problem.came, problem.wanted, problem.do) from None
+
+
+def seconds_of(text: str) -> float:
+    """60, 60s, 10m, 1h as seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise ParameterError(
+            f"--budget {text}", "a positive time such as 60, 60s, 10m or 1h", "Leave it out for the default"
+        )
+    return seconds

@@ -1,0 +1,162 @@
+"""What the command line says and writes: lines, tables, and folders that appear whole or not at all."""
+
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from probgen.errors import StoreError
+
+__all__ = [
+    "encodable", "free_folder", "mute", "noted_warnings", "refuse_output", "refuse_taken", "say", "show", "show_text",
+    "whole_folder",
+]  # fmt: skip
+
+_COMPARISON = {"models", "samples.png", "scores.parquet", "summary.parquet"}
+
+
+@contextmanager
+def noted_warnings() -> Iterator[None]:
+    """Warnings as a line each, without the place in the code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: say(f"probgen: note: {message}")
+        yield
+
+
+def say(text: str) -> None:
+    """A message; what files hold may be quoted in it, so control characters are made visible."""
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    print(encodable(shown, sys.stderr), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def show_text(text: str) -> None:
+    """A result, on standard output."""
+    print(encodable(text, sys.stdout), flush=True)  # noqa: T201
+
+
+def encodable(text: str, stream: Any) -> str:
+    """Text that the stream's encoding can hold."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("±", "+-").encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def mute() -> None:
+    """Sends what is left for a broken standard output nowhere."""
+    with suppress(AttributeError, OSError):  # closed, or no file at all
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def show(result: Any, title: str) -> None:
+    """The table on a terminal, plain text anywhere else."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        show_text(f"{title}\n{result}")
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    rows = result.texts()
+    widths, left_out = fitting(rows, console.width)
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column, width in widths.items():
+        text = column in ("family", "kind", "by")
+        table.add_column(column, justify="left" if text else "right", overflow="fold", min_width=width)
+    styles = {"exact": "green", "lower": "cyan", "upper": "cyan", "estimate": "yellow", "unavailable": "dim"}
+    for row in rows:
+        table.add_row(*(row[column] for column in widths), style=styles.get(row["kind"], ""))
+    console.print(table)
+    if left_out:
+        console.print(f"Too narrow for: {', '.join(left_out)}. They are in summary.parquet.", highlight=False)
+    for note in result.notes():
+        console.print(note, highlight=False, markup=False)
+
+
+def fitting(rows: list[dict[str, str]], room: int) -> tuple[dict[str, int], list[str]]:
+    """Columns that fit on a terminal, with their widths, and those that don't; what a number is stays longest."""
+    widths = {
+        name: max(len(word) for word in [*name.split(), *(row[name] for row in rows)]) for name in rows[0]
+    }  # fmt: skip
+    widths["by"] = min(widths["by"], 12)
+    left_out = []
+    droppable = ("fit s", "by", "bits/dim", "between rows ±", "paired ±", "vs best", "Monte Carlo ±")
+    for name in sorted(droppable, key=lambda name: any(row[name] != "-" for row in rows)):  # empty ones first
+        if sum(widths.values()) + 3 * len(widths) + 1 > room:
+            del widths[name]
+            left_out.append(name)
+    return widths, left_out
+
+
+def refuse_taken(folder: Path, overwrite: bool) -> None:
+    """Says before the work, not after it, that a model can't be written there."""
+    parent = next((p for p in [folder, *folder.parents] if p.exists()), Path())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        came = f"{folder} can't be written: {parent} is no folder one may write to"
+        raise StoreError(came, "a folder", "Choose another place")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "card.json").exists():
+        raise StoreError(f"{folder} holds other files", "a new folder", "Choose another place")
+    if not overwrite:
+        raise StoreError(f"{folder} holds a model already", "a new folder", "Choose another, or add --overwrite")
+
+
+def refuse_output(output: Path | None, kinds: tuple[str, ...], overwrite: bool) -> None:
+    """Says before the work, not after it, that a file can't be written."""
+    if output is None:
+        return
+    if output.suffix.lower() not in kinds:
+        raise StoreError(f"--output {output}", f"a name that ends in one of {', '.join(kinds)}", "Rename it")
+    if not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        came = f"--output {output}: {output.parent} is no folder one may write to"
+        raise StoreError(came, "a folder that exists", "Make it, or choose another place")
+    if output.is_dir() or (output.exists() and not overwrite):
+        do = "Choose another" if output.is_dir() else "Choose another, or add --overwrite"
+        raise StoreError(f"--output {output} exists already", "the name of a new file", do)
+
+
+def free_folder(data: str, out: Path | None, overwrite: bool) -> Path:
+    """The output folder: as asked, or the first free name."""
+    if out is None:
+        stem = f"comparison-{Path(data).stem}"
+        return next(
+            p for p in (Path(stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000)) if not os.path.exists(p)
+        )
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return out
+    ours = out.is_dir() and (out / "scores.parquet").exists() and {p.name for p in out.iterdir()} <= _COMPARISON
+    if not (ours and overwrite):
+        do = "Choose another folder, or add --overwrite" if ours else "Choose another folder"
+        raise StoreError(f"--out {out} exists already", "a new folder", do)
+    return out
+
+
+@contextmanager
+def whole_folder(place: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when everything in it is written; then an older one goes."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    except OSError as problem:
+        came = f"{place} can't be made: {problem.strerror}"
+        raise StoreError(came, "a place one may write to", "Choose another folder") from problem
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()
+        yield new
+        if place.exists():
+            place.rename(old)
+        new.rename(place)
+    finally:
+        if old.exists() and not place.exists():
+            old.rename(place)
+        shutil.rmtree(work, ignore_errors=True)

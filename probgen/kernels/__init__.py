@@ -1,0 +1,20 @@
+"""Compiled inner loops: arrays in, arrays out. ``native`` is the extension module, or None where it was not built.
+
+The extension is optional: an installation without a C++ compiler works on the torch path, and says so once.
+"""
+
+from types import ModuleType
+
+__all__ = ["native"]
+
+native: ModuleType | None
+try:
+    from probgen.kernels import _native as native
+except ImportError:
+    import logging
+
+    native = None
+    logging.getLogger("probgen").warning(
+        "probgen runs without its compiled kernels: hidden Markov models are about ten times slower. "
+        "To build them: have a C++ compiler and reinstall with pip install --force-reinstall --no-deps probgen"
+    )

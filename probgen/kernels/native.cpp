@@ -1,0 +1,556 @@
+// Compiled inner loops of probgen, behind plain buffers: float64 tables, int64 lengths. No state; the lock is released.
+//
+// On x86 with GCC each loop is built for AVX-512 (8 lanes), AVX2 (4) and the baseline (2), chosen when the module is loaded;
+// the environment variable PROBGEN_ISA (avx512, avx2, generic) asks for a lower one. Other compilers build plain loops.
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+// Tables of a set of sequences; rows are steps. Null where not wanted.
+struct Problem {
+    size_t S;
+    const double *first, *moves, *moves_back, *potentials;
+    size_t first_stride;  // 0 where all sequences share the first row
+    bool careful;         // whether a share lost to underflow could ever matter
+    double *sums, *tops, *states, *marginals, *factor;
+};
+
+// A stretch [begin, end) of a sequence whose rows are [start, stop). It is run from `warm` steps outside, from an even guess
+// (0: from the true end); entering and leaving are what it came in with and what it leaves to its neighbour, S numbers each.
+struct Job {
+    size_t sequence;
+    long long start, stop, begin, end, warm;
+    double *entering, *leaving, *nats;
+    long long *impossible;
+    unsigned char *flag;
+};
+
+struct Cells {
+    size_t K, D, padded;
+    const double *x, *loc, *inverse, *constant, *weights;
+    double *out;
+};
+
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#define PROBGEN_X86 1
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi2")
+namespace avx512 {
+typedef double V __attribute__((vector_size(64), may_alias));
+typedef long long I __attribute__((vector_size(64), may_alias));
+constexpr int LANES = 8;
+#include "lanes.hpp"
+}  // namespace avx512
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi2")
+namespace avx2 {
+typedef double V __attribute__((vector_size(32), may_alias));
+typedef long long I __attribute__((vector_size(32), may_alias));
+constexpr int LANES = 4;
+#include "lanes.hpp"
+}  // namespace avx2
+#pragma GCC pop_options
+#endif
+
+namespace generic {
+#if defined(__GNUC__)
+typedef double V __attribute__((vector_size(16), may_alias));
+typedef long long I __attribute__((vector_size(16), may_alias));
+constexpr int LANES = 2;
+#else
+typedef double V;
+typedef long long I;
+constexpr int LANES = 1;
+#endif
+#include "lanes.hpp"
+}  // namespace generic
+
+typedef void (*Sweep)(const Problem &, const Job *, int);
+
+struct Build {
+    const char *name;
+    int lanes;
+    Sweep forward, backward, values;
+    void (*normal_log_prob)(const Cells &, size_t, size_t);
+    void (*normal_moments)(const Cells &, size_t, size_t, double *);
+};
+
+#define PROBGEN_BUILD(space) \
+    {#space, space::LANES, space::forward, space::backward, space::values, space::normal_log_prob, space::normal_moments}
+
+Build chosen() {
+    const char *asked = std::getenv("PROBGEN_ISA");
+    std::string name = asked ? asked : "";
+    (void)name;
+#ifdef PROBGEN_X86
+    __builtin_cpu_init();
+    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
+    bool middle = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    if (wide && name != "avx2" && name != "generic") return PROBGEN_BUILD(avx512);
+    if (middle && name != "generic") return PROBGEN_BUILD(avx2);
+#endif
+    return PROBGEN_BUILD(generic);
+}
+
+const Build build = chosen();
+
+constexpr long long LONG = 4096;  // steps beyond which a sequence is cut into windows
+constexpr long long WARM = 64;
+constexpr double APART = 1e-13;  // relative: neighbours that agree so well have forgotten the guess
+
+// Runs tasks 0..n-1, on several threads where asked; each task is independent of the others.
+template <class Task>
+void spread(size_t n, int threads, Task task) {
+    size_t most = std::min<size_t>(threads < 1 ? 1 : size_t(threads), n);
+    if (most < 2) {
+        for (size_t i = 0; i < n; ++i) task(i);
+        return;
+    }
+    std::atomic<size_t> next{0};
+    auto work = [&] { for (size_t i; (i = next++) < n;) task(i); };
+    std::vector<std::thread> others;
+    for (size_t i = 1; i < most; ++i) others.emplace_back(work);
+    work();
+    for (auto &thread : others) thread.join();
+}
+
+// The jobs of some sequences, and room for what they write.
+struct Plan {
+    std::vector<Job> jobs;
+    std::vector<double> ends, nats;
+    std::vector<long long> impossible;
+    std::vector<unsigned char> flags;
+
+    void room(size_t S) {
+        size_t n = jobs.size();
+        bool cut = false;
+        for (auto &job : jobs) cut = cut || job.begin > job.start || job.end < job.stop;
+        ends.assign(cut ? 2 * n * S : 0, 0.0);
+        nats.assign(n, 0.0);
+        impossible.assign(n, 0);
+        flags.assign(n, 0);
+        for (size_t i = 0; i < n; ++i) {
+            jobs[i].entering = cut ? &ends[2 * i * S] : nullptr;
+            jobs[i].leaving = cut ? &ends[(2 * i + 1) * S] : nullptr;
+            jobs[i].nats = &nats[i];
+            jobs[i].impossible = &impossible[i];
+            jobs[i].flag = &flags[i];
+        }
+    }
+
+    void run(const Problem &p, Sweep sweep, int threads) {
+        std::vector<size_t> order(jobs.size());
+        for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+        auto steps = [&](size_t i) { return jobs[i].end - jobs[i].begin + jobs[i].warm; };
+        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return steps(a) > steps(b); });
+        std::vector<Job> sorted;
+        for (size_t i : order) sorted.push_back(jobs[i]);
+        size_t groups = (sorted.size() + build.lanes - 1) / build.lanes;
+        spread(groups, threads, [&](size_t g) {
+            size_t first = g * build.lanes;
+            sweep(p, &sorted[first], int(std::min<size_t>(build.lanes, sorted.size() - first)));
+        });
+    }
+};
+
+// One sequence cut into windows of equal length; 16, whatever the threads and lanes, so that the bits don't depend on them.
+void cut(Plan &plan, size_t sequence, long long start, long long stop, long long warm, bool backwards) {
+    const long long windows = 16, own = (stop - start + windows - 1) / windows;
+    for (long long begin = start; begin < stop; begin += own) {
+        long long end = std::min(begin + own, stop);
+        long long outside = std::min(warm, backwards ? stop - end : begin - start);
+        plan.jobs.push_back({sequence, start, stop, begin, end, outside, nullptr, nullptr, nullptr, nullptr, nullptr});
+    }
+}
+
+// Whether what two neighbours say of the same point agrees in every state.
+bool agree(const double *guessed, const double *known, size_t S) {
+    double a = 0, b = 0;
+    for (size_t s = 0; s < S; ++s) { a += guessed[s]; b += known[s]; }
+    if (!(a > 0) || !(b > 0)) return false;
+    for (size_t s = 0; s < S; ++s)
+        if (!(std::fabs(guessed[s] / a - known[s] / b) <= APART * known[s] / b)) return false;
+    return true;
+}
+
+bool agree_best(const double *guessed, const double *known, size_t S) {
+    double a = -INFINITY, b = -INFINITY;
+    for (size_t s = 0; s < S; ++s) { a = std::max(a, guessed[s]); b = std::max(b, known[s]); }
+    for (size_t s = 0; s < S; ++s)
+        if (guessed[s] - a != known[s] - b && !(std::fabs((guessed[s] - a) - (known[s] - b)) <= 1e-9)) return false;
+    return b > -INFINITY;
+}
+
+enum class Way { Forward, Backward, Best };
+
+bool windows_agree(const Problem &p, const Plan &plan, Way way) {
+    const size_t S = p.S;
+    std::vector<double> known(S);
+    for (size_t i = 0; i + 1 < plan.jobs.size(); ++i) {
+        const Job &left = plan.jobs[i], &right = plan.jobs[i + 1];
+        if (way == Way::Backward) {
+            if (!agree(left.entering, right.leaving, S)) return false;
+            continue;
+        }
+        const double *state = way == Way::Best ? p.states + size_t(left.end - 1) * S : left.leaving;
+        std::fill(known.begin(), known.end(), way == Way::Best ? -INFINITY : 0.0);
+        for (size_t i2 = 0; i2 < S; ++i2)
+            for (size_t j = 0; j < S; ++j) {
+                double m = p.moves[i2 * S + j];
+                if (way == Way::Best) known[j] = std::max(known[j], state[i2] + m);
+                else known[j] += state[i2] * m;
+            }
+        if (!(way == Way::Best ? agree_best : agree)(right.entering, known.data(), S)) return false;
+    }
+    return true;
+}
+
+// All sequences: short ones side by side, long ones in windows where that is exact, else whole.
+// Writes log p (or nothing, backward), first impossible rows (1 + row, 0 where none) and flags, each (n,) where not null.
+void sweep_all(const Problem &p, Sweep sweep, Way way, const long long *lengths, size_t n, int threads, double *nats,
+               long long *impossible, long long *flags) {
+    Plan together;
+    long long start = 0;
+    auto keep = [&](const Plan &plan) {
+        for (size_t i = 0; i < plan.jobs.size(); ++i) {
+            size_t row = plan.jobs[i].sequence;
+            if (nats) nats[row] += plan.nats[i];
+            if (impossible && plan.impossible[i] && (!impossible[row] || plan.impossible[i] < impossible[row]))
+                impossible[row] = plan.impossible[i];
+            if (flags) flags[row] |= plan.flags[i];
+        }
+    };
+    for (size_t i = 0; i < n; ++i) {
+        const long long stop = start + lengths[i];
+        bool done = false;
+        if (lengths[i] > LONG && !p.careful)
+            for (long long warm = WARM; !done && warm * 32 <= lengths[i]; warm *= 4) {
+                Plan plan;
+                cut(plan, i, start, stop, warm, way == Way::Backward);
+                plan.room(p.S);
+                plan.run(p, sweep, threads);
+                bool impossible_step = false;
+                for (long long each : plan.impossible) impossible_step = impossible_step || each;
+                if (impossible_step) break;
+                done = windows_agree(p, plan, way);
+                if (done) keep(plan);
+            }
+        if (!done)
+            together.jobs.push_back({i, start, stop, start, stop, 0, nullptr, nullptr, nullptr, nullptr, nullptr});
+        start = stop;
+    }
+    if (together.jobs.empty()) return;
+    together.room(p.S);
+    together.run(p, sweep, threads);
+    keep(together);
+}
+
+// Buffers
+
+struct Buffer {
+    Py_buffer view{};
+    bool held = false;
+    ~Buffer() { if (held) PyBuffer_Release(&view); }
+    double *numbers() const { return static_cast<double *>(view.buf); }
+    long long *whole() const { return static_cast<long long *>(view.buf); }
+};
+
+// A C-contiguous buffer of the given kind ('d' or 'q') and shape (-1: any). Sets ValueError and returns false otherwise.
+bool take(PyObject *object, const char *name, char kind, std::vector<Py_ssize_t> shape, bool writable, Buffer &out) {
+    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    if (PyObject_GetBuffer(object, &out.view, flags)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "%s: a contiguous%s buffer is wanted", name, writable ? " writable" : "");
+        return false;
+    }
+    out.held = true;
+    const char *format = out.view.format ? out.view.format : "B";
+    bool right = out.view.itemsize == 8 && (kind == 'd' ? !std::strcmp(format, "d")
+                                                        : !std::strcmp(format, "q") || !std::strcmp(format, "l"));
+    bool fits = out.view.ndim == int(shape.size());
+    for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || out.view.shape[i] == shape[i];
+    if (right && fits) return true;
+    std::string wanted;
+    for (auto size : shape) wanted += (size < 0 ? std::string("any") : std::to_string(size)) + " ";
+    PyErr_Format(PyExc_ValueError, "%s: %s of shape ( %s) are wanted", name, kind == 'd' ? "float64" : "int64",
+                 wanted.c_str());
+    return false;
+}
+
+bool check_lengths(const Buffer &lengths, Py_ssize_t total) {
+    long long sum = 0;
+    for (Py_ssize_t i = 0; i < lengths.view.shape[0]; ++i) {
+        long long each = lengths.whole()[i];
+        if (each < 1 || each > total - sum) { sum = -1; break; }
+        sum += each;
+    }
+    if (lengths.view.shape[0] > 0 && sum == total) return true;
+    PyErr_SetString(PyExc_ValueError, "lengths: positive numbers that add up to the rows are wanted");
+    return false;
+}
+
+struct Shared {  // what every sweep reads
+    Buffer first, moves, potentials, lengths;
+    Py_ssize_t S = 0, total = 0, n = 0;
+    Problem p{};
+    bool read(PyObject *f, PyObject *m, PyObject *e, PyObject *l) {
+        if (!take(e, "potentials", 'd', {-1, -1}, false, potentials)) return false;
+        total = potentials.view.shape[0], S = potentials.view.shape[1];
+        if (total < 1 || S < 1) { PyErr_SetString(PyExc_ValueError, "potentials: rows and states are wanted"); return false; }
+        if (!take(l, "lengths", 'q', {-1}, false, lengths) || !check_lengths(lengths, total)) return false;
+        n = lengths.view.shape[0];
+        if (!take(m, "moves", 'd', {S, S}, false, moves) || !take(f, "first", 'd', {-1, S}, false, first)) return false;
+        if (first.view.shape[0] != 1 && first.view.shape[0] != n) {
+            PyErr_SetString(PyExc_ValueError, "first: one row, or one a sequence, is wanted");
+            return false;
+        }
+        p.S = size_t(S);
+        p.first = first.numbers(), p.moves = moves.numbers(), p.potentials = potentials.numbers();
+        p.first_stride = first.view.shape[0] == 1 ? 0 : size_t(S);
+        return true;
+    }
+};
+
+std::vector<double> turned(const double *matrix, size_t S) {
+    std::vector<double> out(S * S);
+    for (size_t i = 0; i < S; ++i)
+        for (size_t j = 0; j < S; ++j) out[j * S + i] = matrix[i * S + j];
+    return out;
+}
+
+void finish(double *nats, const long long *impossible, size_t n) {
+    for (size_t i = 0; i < n; ++i)
+        if (impossible[i]) nats[i] = -INFINITY;
+}
+
+// A buffer that may be None: its address, or null.
+bool maybe(PyObject *object, const char *name, std::vector<Py_ssize_t> shape, Buffer &out, double *&at) {
+    at = nullptr;
+    if (object == Py_None) return true;
+    if (!take(object, name, 'd', shape, true, out)) return false;
+    at = out.numbers();
+    return true;
+}
+
+PyObject *forward(PyObject *, PyObject *args) {
+    PyObject *f, *m, *e, *l, *o_nats, *o_bad, *o_flags, *o_sums, *o_tops, *o_states;
+    int careful, threads;
+    if (!PyArg_ParseTuple(args, "OOOOpiOOOOOO", &f, &m, &e, &l, &careful, &threads, &o_nats, &o_bad, &o_flags, &o_sums,
+                          &o_tops, &o_states))
+        return nullptr;
+    Shared in;
+    Buffer nats, bad, flags, sums, tops, states;
+    if (!in.read(f, m, e, l) || !take(o_nats, "nats", 'd', {in.n}, true, nats) ||
+        !take(o_bad, "impossible", 'q', {in.n}, true, bad) || !take(o_flags, "flags", 'q', {in.n}, true, flags) ||
+        !maybe(o_sums, "sums", {in.total}, sums, in.p.sums) || !maybe(o_tops, "tops", {in.total}, tops, in.p.tops) ||
+        !maybe(o_states, "states", {in.total, in.S}, states, in.p.states))
+        return nullptr;
+    if (!in.p.sums != !in.p.tops) {
+        PyErr_SetString(PyExc_ValueError, "sums and tops: both or none are wanted");
+        return nullptr;
+    }
+    in.p.careful = careful;
+    Py_BEGIN_ALLOW_THREADS;
+    sweep_all(in.p, build.forward, Way::Forward, in.lengths.whole(), size_t(in.n), threads, nats.numbers(), bad.whole(),
+              flags.whole());
+    finish(nats.numbers(), bad.whole(), size_t(in.n));
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyObject *posterior(PyObject *, PyObject *args) {
+    PyObject *f, *m, *e, *l, *o_nats, *o_bad, *o_flags, *o_marginals, *o_states, *o_factor;
+    int careful, threads;
+    if (!PyArg_ParseTuple(args, "OOOOpiOOOOOO", &f, &m, &e, &l, &careful, &threads, &o_nats, &o_bad, &o_flags,
+                          &o_marginals, &o_states, &o_factor))
+        return nullptr;
+    Shared in;
+    Buffer nats, bad, flags, marginals, states, factor;
+    if (!in.read(f, m, e, l) || !take(o_nats, "nats", 'd', {in.n}, true, nats) ||
+        !take(o_bad, "impossible", 'q', {in.n}, true, bad) || !take(o_flags, "flags", 'q', {in.n}, true, flags) ||
+        !take(o_marginals, "marginals", 'd', {in.total, in.S}, true, marginals) ||
+        !take(o_states, "states", 'd', {in.total, in.S}, true, states) ||
+        !take(o_factor, "factor", 'd', {in.total, in.S}, true, factor))
+        return nullptr;
+    in.p.careful = careful;
+    in.p.states = states.numbers(), in.p.marginals = marginals.numbers(), in.p.factor = factor.numbers();
+    Py_BEGIN_ALLOW_THREADS;
+    auto back = turned(in.p.moves, in.p.S);
+    in.p.moves_back = back.data();
+    sweep_all(in.p, build.forward, Way::Forward, in.lengths.whole(), size_t(in.n), threads, nats.numbers(), bad.whole(),
+              flags.whole());
+    finish(nats.numbers(), bad.whole(), size_t(in.n));
+    sweep_all(in.p, build.backward, Way::Backward, in.lengths.whole(), size_t(in.n), threads, nullptr, nullptr,
+              flags.whole());
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyObject *best(PyObject *, PyObject *args) {
+    PyObject *f, *m, *e, *l, *o_path, *o_nats;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOOiOO", &f, &m, &e, &l, &threads, &o_path, &o_nats)) return nullptr;
+    Shared in;
+    Buffer path, nats;
+    if (!in.read(f, m, e, l) || !take(o_path, "path", 'q', {in.total}, true, path) ||
+        !take(o_nats, "nats", 'd', {in.n}, true, nats))
+        return nullptr;
+    std::vector<double> values;
+    try {
+        values.resize(size_t(in.total) * in.p.S);
+    } catch (const std::bad_alloc &) {
+        return PyErr_NoMemory();
+    }
+    in.p.states = values.data();
+    Py_BEGIN_ALLOW_THREADS;
+    const size_t S = in.p.S;
+    sweep_all(in.p, build.values, Way::Best, in.lengths.whole(), size_t(in.n), threads, nullptr, nullptr, nullptr);
+    auto into = turned(in.p.moves, S);
+    std::vector<long long> starts(1, 0);
+    for (Py_ssize_t i = 0; i < in.n; ++i) starts.push_back(starts.back() + in.lengths.whole()[i]);
+    spread(size_t(in.n), threads, [&](size_t i) {
+        const long long start = starts[i], stop = starts[i + 1];
+        long long *way = path.whole();
+        const double *last = &values[size_t(stop - 1) * S];
+        size_t at = size_t(std::max_element(last, last + S) - last);
+        double total = 0;
+        for (long long t = stop - 1;; --t) {
+            way[t] = (long long)at;
+            total += in.p.potentials[size_t(t) * S + at];
+            if (t == start) break;
+            const double *value = &values[size_t(t - 1) * S], *move = &into[at * S];
+            size_t found = 0;
+            double most = value[0] + move[0];
+            for (size_t s = 1; s < S; ++s)
+                if (value[s] + move[s] > most) most = value[s] + move[s], found = s;
+            total += move[found];
+            at = found;
+        }
+        nats.numbers()[i] = total + in.p.first[i * in.p.first_stride + at];
+        if (!(nats.numbers()[i] > -INFINITY)) std::fill(way + start, way + stop, 0);
+    });
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+// loc and scale (K, D) as padded (D, K) tables.
+struct Normal {
+    Buffer x, loc, scale;
+    std::vector<double> table;
+    Cells c{};
+    bool read(PyObject *px, PyObject *ploc) {
+        if (!take(px, "x", 'd', {-1, -1}, false, x) || !take(ploc, "loc", 'd', {-1, x.view.shape[1]}, false, loc)) return false;
+        c.D = size_t(x.view.shape[1]), c.K = size_t(loc.view.shape[0]), c.x = x.numbers();
+        if (c.D && c.K) {
+            c.padded = (c.K + size_t(build.lanes) - 1) / size_t(build.lanes) * size_t(build.lanes);
+            table.assign(3 * c.D * c.padded, 0.0);
+            for (size_t k = 0; k < c.K; ++k)
+                for (size_t d = 0; d < c.D; ++d) table[d * c.padded + k] = loc.numbers()[k * c.D + d];
+            c.loc = table.data();
+            return true;
+        }
+        PyErr_SetString(PyExc_ValueError, "loc: states and cells are wanted");
+        return false;
+    }
+};
+
+constexpr size_t ROWS = 8192;  // of one task
+
+PyObject *normal_log_prob(PyObject *, PyObject *args) {
+    PyObject *px, *ploc, *pscale, *pout;
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOOi", &px, &ploc, &pscale, &pout, &threads)) return nullptr;
+    Normal in;
+    Buffer scale, out;
+    if (!in.read(px, ploc) || !take(pscale, "scale", 'd', {(Py_ssize_t)in.c.K, (Py_ssize_t)in.c.D}, false, scale) ||
+        !take(pout, "out", 'd', {in.x.view.shape[0], (Py_ssize_t)in.c.K}, true, out))
+        return nullptr;
+    Cells &c = in.c;
+    double *inverse = in.table.data() + c.D * c.padded, *constant = inverse + c.D * c.padded;
+    for (size_t k = 0; k < c.K; ++k)
+        for (size_t d = 0; d < c.D; ++d) {
+            inverse[d * c.padded + k] = 1.0 / scale.numbers()[k * c.D + d];
+            constant[d * c.padded + k] = -0.91893853320467274178 - std::log(scale.numbers()[k * c.D + d]);
+        }
+    c.inverse = inverse, c.constant = constant, c.out = out.numbers();
+    const size_t n = size_t(in.x.view.shape[0]);
+    Py_BEGIN_ALLOW_THREADS;
+    spread((n + ROWS - 1) / ROWS, threads,
+           [&](size_t i) { build.normal_log_prob(c, i * ROWS, std::min(n, (i + 1) * ROWS)); });
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyObject *normal_moments(PyObject *, PyObject *args) {
+    PyObject *px, *pweights, *ploc, *outs[3];
+    int threads;
+    if (!PyArg_ParseTuple(args, "OOOOOOi", &px, &pweights, &ploc, &outs[0], &outs[1], &outs[2], &threads)) return nullptr;
+    Normal in;
+    Buffer weights, out[3];
+    const Cells &c = in.c;
+    if (!in.read(px, ploc) || !take(pweights, "weights", 'd', {in.x.view.shape[0], (Py_ssize_t)c.K}, false, weights))
+        return nullptr;
+    for (int i = 0; i < 3; ++i)
+        if (!take(outs[i], "out", 'd', {(Py_ssize_t)c.K, (Py_ssize_t)c.D}, true, out[i])) return nullptr;
+    in.c.weights = weights.numbers();
+    const size_t n = size_t(in.x.view.shape[0]), size = c.D * c.padded, tasks = (n + ROWS - 1) / ROWS;
+    Py_BEGIN_ALLOW_THREADS;
+    std::vector<std::vector<double>> sums(tasks);
+    spread(tasks, threads, [&](size_t i) {
+        sums[i].assign(3 * size, 0.0);
+        build.normal_moments(c, i * ROWS, std::min(n, (i + 1) * ROWS), sums[i].data());
+    });
+    for (int part = 0; part < 3; ++part)
+        for (size_t k = 0; k < c.K; ++k)
+            for (size_t d = 0; d < c.D; ++d) {
+                double total = 0;
+                for (size_t i = 0; i < tasks; ++i) total += sums[i][size_t(part) * size + d * c.padded + k];
+                out[part].numbers()[k * c.D + d] = total;
+            }
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+PyObject *isa(PyObject *, PyObject *) { return PyUnicode_FromString(build.name); }
+
+PyMethodDef methods[] = {
+    {"forward", forward, METH_VARARGS,
+     "forward(first, moves, potentials, lengths, careful, threads, nats, impossible, flags, sums, tops, states)\n\n"
+     "Filtered probabilities. first (1 or n, S) and moves (S, S) are probabilities, potentials (total, S) logarithms. Writes\n"
+     "nats (n,), impossible (n,) = 1 + first impossible row or 0, flags (n,) = 1 where a share underflowed, and unless None\n"
+     "sums and tops (total,), log p(x_t | x_<t) = log(sums) + tops, and states (total, S)."},
+    {"posterior", posterior, METH_VARARGS,
+     "posterior(first, moves, potentials, lengths, careful, threads, nats, impossible, flags, marginals, states, factor)\n\n"
+     "As forward; also marginals (total, S) and factor (total, S): expected moves are states[t-1] x factor[t] x moves."},
+    {"best", best, METH_VARARGS,
+     "best(first, moves, potentials, lengths, threads, path, nats)\n\n"
+     "Viterbi in logarithms. Writes path (total,) int64 and nats (n,)."},
+    {"normal_log_prob", normal_log_prob, METH_VARARGS,
+     "normal_log_prob(x, loc, scale, out, threads)\n\nlog N(x_n; loc_k, diag scale_k^2) into out (n, K); NaN cells count 0."},
+    {"normal_moments", normal_moments, METH_VARARGS,
+     "normal_moments(x, weights, loc, n, first, second, threads)\n\n"
+     "Weighted counts and moments about loc of the cells seen, each (K, D)."},
+    {"isa", isa, METH_NOARGS, "isa()\n\nThe instruction set in use: avx512, avx2 or generic."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", "Compiled inner loops.", -1, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&module); }

@@ -1,0 +1,313 @@
+"""How a hidden Markov model learns: EM and quasi-Newton, from several starts."""
+
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from probgen import chains, emissions
+from probgen.errors import FitError, ParameterError, StructureError
+from probgen.model import FitReport
+from probgen.training import Progress
+
+if TYPE_CHECKING:
+    from probgen.models.hmm.hmm import HMM
+
+Statistics = dict[str, Tensor]
+
+
+class WorseThanIndependent(UserWarning):
+    """A sequence model explains the data worse than one that takes the steps as independent."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a fit reads.
+
+    Arguments:
+        rows: Cells and the emission's covariates, shape (total, width + covariates).
+        lengths: Of the sequences, shape (n,).
+        inputs: Of the transitions, shape (total, p), or None.
+        allowed: Log of which chain states labels allow, shape (total, S), or None.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    inputs: Tensor | None
+    allowed: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of a fit (see ``HMM._fit``)."""
+
+    method: str
+    restarts: int
+    max_iter: int
+    tol: float
+    start: str
+    budget: float | None
+    progress: bool | None
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.restarts, self.max_iter))
+        if not whole or min(self.restarts, self.max_iter) < 1 or not self.tol >= 0:
+            raise ParameterError(
+                f"restarts={self.restarts}, max_iter={self.max_iter}, tol={self.tol}", "whole numbers >= 1, and tol >= 0"
+            )
+        if self.method not in ("em", "gradient") or self.start not in ("random", "current"):
+            raise ParameterError(
+                f"method={self.method!r}, start={self.start!r}", "method em or gradient, start random or current"
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One climb: objectives in nats a step, how it ended, states without data, and where it came out."""
+
+    history: list[float]
+    stopped: str
+    empty: list[int]
+    state: dict[str, Tensor]
+
+
+def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitReport:
+    began = time.perf_counter()
+    good = _state(hmm)
+    notes: list[str] = []
+    try:
+        if plan.start == "random":
+            with torch.no_grad():
+                hmm.emission.prepare(data.rows)
+        restarts, max_iter = plan.restarts if plan.start == "random" else 1, plan.max_iter
+        if plan.budget is not None:
+            restarts, max_iter = _afford(hmm, data, generator, plan.budget, restarts, max_iter)
+            notes.append(f"budget {plan.budget:g} s = {restarts} restarts of at most {max_iter} iterations")
+        runs = _runs(hmm, data, generator, plan, restarts, max_iter)
+    except (FitError, KeyboardInterrupt):
+        hmm.load_state_dict(good)
+        raise
+    best = max(runs, key=lambda run: run.history[-1])
+    hmm.load_state_dict(best.state)
+    hmm.n_rows = len(data)
+    with torch.no_grad():
+        hmm.log_likelihood = best.history[-1] * len(data) - float(_penalty(hmm))
+        _warn_if_worse(hmm, data)
+    notes += [f"states without data: {best.empty}"] * bool(best.empty)
+    optima = tuple(sorted((run.history[-1] for run in runs), reverse=True))
+    return FitReport(
+        tuple(best.history),
+        len(best.history) - 1,
+        best.stopped,
+        time.perf_counter() - began,
+        optima=optima,
+        notes=tuple(notes),
+    )
+
+
+def _runs(
+    hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int, max_iter: int
+) -> list[Run]:
+    runs: list[Run] = []
+    failures: list[FitError] = []
+    climb = _climb if plan.method == "em" else _descend
+    with Progress(f"HMM {plan.method}", restarts * max_iter, plan.progress) as bar:
+        for restart in range(restarts):
+            if plan.start == "random":
+                _start(hmm, data, generator, restart)
+            try:
+                runs.append(climb(hmm, data, max_iter, plan.tol, bar))
+            except FitError as failure:
+                if restarts == 1 or failure.step:  # a fall, not a start that went nowhere
+                    raise
+                failures.append(failure)
+            bar.to((restart + 1) * max_iter)
+    if not runs:
+        raise failures[0]
+    return runs
+
+
+def _state(hmm: "HMM") -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in hmm.state_dict().items()}
+
+
+def _penalty(hmm: "HMM") -> Tensor:
+    return hmm.emission.penalty() + hmm.transitions.penalty()
+
+
+def _afford(
+    hmm: "HMM", data: Data, generator: torch.Generator, budget: float, restarts: int, max_iter: int
+) -> tuple[int, int]:
+    """Restarts and iterations that fit into a budget: one of each is timed, on a copy of the generator."""
+    pilot = torch.Generator()
+    pilot.set_state(generator.get_state())
+    began = time.perf_counter()
+    _start(hmm, data, pilot, 0)
+    middle = time.perf_counter()
+    with torch.no_grad():
+        _maximise(hmm, data, _expect(hmm, data)[1])
+    each = time.perf_counter() - middle
+    affordable = max(1, int((budget - (middle - began)) / each))
+    restarts = max(1, min(restarts, affordable // min(max_iter, 100)))
+    return restarts, max(1, min(max_iter, affordable // restarts))
+
+
+@torch.no_grad()
+def _start(hmm: "HMM", data: Data, generator: torch.Generator, restart: int) -> None:
+    """Emissions from clusters of the cells (every third start: of random steps), moves at random."""
+    emission = hmm.emission
+    fresh = emission.with_states(emission.states)
+    emission.load_state_dict({**fresh.state_dict(), **dict(emission.named_buffers())})
+    hmm.transitions.start(generator)
+    if data.allowed is not None:
+        shares = _labelled(hmm, data)
+    elif restart % 3 == 2:
+        draws = torch.empty(len(data), emission.states, dtype=torch.float64).exponential_(generator=generator)
+        shares = draws / draws.sum(1, keepdim=True)
+    else:
+        shares = emissions.start_responsibilities(emission.features(data.rows), emission.states, generator)
+    shares = 0.95 * shares + 0.05 / emission.states
+    for _ in range(2):  # moments are taken about the present means
+        emission.maximise(_statistics(hmm, data, shares))
+
+
+def _labelled(hmm: "HMM", data: Data) -> Tensor:
+    """Shares that known labels allow, equal where nothing is known."""
+    allowed = torch.as_tensor(data.allowed).exp()
+    shares = torch.zeros(len(data), hmm.emission.states, dtype=torch.float64).index_add_(1, hmm._uses, allowed)
+    return shares / shares.sum(1, keepdim=True)
+
+
+def _statistics(hmm: "HMM", data: Data, shares: Tensor) -> Statistics:
+    emission = hmm.emission
+    if not emission.additive:
+        return emission.statistics(data.rows, shares)
+    totals: Statistics = {}
+    size = max(1024, (1 << 19) // (emission.states * data.rows.shape[1]))
+    for rows, part in zip(data.rows.split(size), shares.split(size), strict=True):
+        for name, value in emission.statistics(rows, part).items():
+            totals[name] = totals[name] + value if name in totals else value
+    return totals
+
+
+def _potentials(hmm: "HMM", data: Data) -> Tensor:
+    table = hmm._potentials(data.rows)
+    return table if data.allowed is None else table + data.allowed
+
+
+def _chain(hmm: "HMM", data: Data) -> chains.Chain:
+    return chains.Chain(*hmm.transitions(data.inputs), _potentials(hmm, data), data.lengths)
+
+
+def _expect(hmm: "HMM", data: Data) -> tuple[float, chains.Posterior]:
+    """The penalised objective a step at the present parameters, and the posterior of the states."""
+    found = chains.posterior(_chain(hmm, data))
+    return float(found.nats.sum() + _penalty(hmm)) / len(data), found
+
+
+def _maximise(hmm: "HMM", data: Data, found: chains.Posterior) -> list[int]:
+    shares = found.marginals
+    if len(hmm._uses) != hmm.emission.states or hmm.tie is not None:
+        empty = torch.zeros(len(shares), hmm.emission.states, dtype=shares.dtype)
+        shares = empty.index_add_(1, hmm._uses, shares)
+    without = hmm.emission.maximise(_statistics(hmm, data, shares))
+    never = hmm.transitions.maximise(found.initial.sum(0), found.transitions, data.inputs)
+    regimes = hmm.transitions.emitting()
+    never = [k for k in never if float(found.marginals[:, regimes == k].sum()) <= 1e-8]
+    return sorted(set(without) | set(never))
+
+
+@torch.no_grad()
+def _climb(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -> Run:
+    """EM from where the parameters stand.
+
+    Raises:
+        FitError: the penalised objective fell, or became non-finite.
+    """
+    history: list[float] = []
+    empty: list[int] = []
+    for step in range(max_iter + 1):
+        objective, found = _expect(hmm, data)
+        _finite(objective, step)
+        if history and objective < history[-1] - 1e-9 * max(1.0, abs(history[-1])):
+            raise FitError(f"EM went down at iteration {step}: {history[-1]} to {objective} nats a step", step=step)
+        history.append(objective)
+        bar.advance(1, f"{objective:.4f} nats/step")
+        if len(history) > 1 and objective - history[-2] < tol:
+            return Run(history, "converged", empty, _state(hmm))
+        if step < max_iter:
+            empty = _maximise(hmm, data, found)
+    return Run(history, "steps", empty, _state(hmm))
+
+
+def _finite(objective: float, step: int) -> None:
+    if not math.isfinite(objective):
+        raise FitError(
+            f"The objective became {objective} at iteration {step}",
+            "data that the model can produce",
+            "Check structural zeros and labels against the data, or smooth the emission",
+            step=step,
+        )
+
+
+def _descend(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -> Run:
+    """Quasi-Newton on the exact penalised log-likelihood, with the recursion's own gradient."""
+    moving = [p for p in hmm.parameters() if p.requires_grad]
+    search = torch.optim.LBFGS(
+        moving, max_iter=10, history_size=20, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        search.zero_grad()
+        with torch.enable_grad():
+            value = -(chains.log_likelihood(_chain(hmm, data)).sum() + _penalty(hmm)) / len(data)
+            value.backward()
+        return value.detach()
+
+    history = [-float(loss())]
+    _finite(history[0], 0)
+    stopped = "steps"
+    for step in range(1, math.ceil(max_iter / 10) + 1):
+        before = _state(hmm)
+        search.step(loss)  # type: ignore[arg-type]
+        objective = -float(loss())
+        if not math.isfinite(objective) or objective < history[-1]:
+            hmm.load_state_dict(before)
+            stopped = "converged"
+            break
+        history.append(objective)
+        bar.advance(10, f"{objective:.4f} nats/step")
+        if objective - history[-2] < tol:
+            stopped = "converged"
+            break
+    search.zero_grad()
+    return Run(history, stopped, [], _state(hmm))
+
+
+def _warn_if_worse(hmm: "HMM", data: Data) -> None:
+    """Holds the fit against one emission for all steps, whose maximum is soon found."""
+    if not math.isfinite(hmm.log_likelihood) or hmm.states == 1 or data.allowed is not None:
+        return
+    ones = torch.ones(len(data), 1, dtype=torch.float64)
+    try:
+        alone: Any = hmm.emission.with_states(1)
+        alone.load_state_dict({**alone.state_dict(), **dict(hmm.emission.named_buffers())})
+        for _ in range(3):
+            alone.maximise(alone.statistics(data.rows, ones))
+        baseline = float(alone.log_prob(data.rows).sum())
+    except (FitError, StructureError):  # a program of a fixed number of states, say
+        return
+    if hmm.log_likelihood < baseline - 1e-6 * abs(baseline):
+        warnings.warn(
+            f"The fit reached {hmm.log_likelihood:.4f} nats, one emission for all steps {baseline:.4f}: "
+            "more restarts, other structural zeros, or fewer states",
+            WorseThanIndependent,
+            stacklevel=5,
+        )
