@@ -1,29 +1,45 @@
-"""Hidden Markov models: every query against enumerated paths, learning against published and numerical optima."""
+"""Hidden Markov models: every query against enumerated paths, at the edge of arithmetic, and with bad input."""
 
 import copy
 import itertools
 import math
-import warnings
 
 import numpy as np
 import pandas as pd
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pyro import poutine
-from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoNormal
+from enumerated import (
+    ALPHA,
+    MODELS,
+    RAGGED,
+    Enumerated,
+    Segmented,
+    cells,
+    cooled,
+    counts_model,
+    counts_table,
+    fails,
+    fitted,
+    log,
+    oracle,
+    points_model,
+    points_table,
+    probabilities,
+    scene,
+    scenes,
+    segments,
+    steps_of_two,
+    switching_inputs,
+    symbols_model,
+)
 from scipy import optimize, special, stats
 
 import probgen as pg
 from probgen import emissions as em
 from probgen import events as ev
-from probgen import foreign
 from probgen import transitions as tr
 from probgen.errors import (
     DataError,
-    FitError,
     NotFittedError,
     ParameterError,
     ProbgenError,
@@ -32,12 +48,7 @@ from probgen.errors import (
     SupportError,
     ZeroEvidenceError,
 )
-from probgen.model import FitReport
 from probgen.models.hmm import hmm as room
-from probgen.models.hmm import learning
-
-D = torch.float64
-ALPHA = 1e-6
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -49,145 +60,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def cells(values):
-    return torch.as_tensor(np.asarray(values, dtype=np.float64))
-
-
-@pytest.fixture(scope="module")
-def quakes():
-    return pg.datasets.load("earthquakes").x
-
-
-def steps_of_two(n=180, seed=0, apart=4.0):
-    """Two well separated regimes, in long runs."""
-    z = np.repeat([0, 1, 0, 1, 0, 1], n // 6)
-    return z, np.random.default_rng(seed).normal(apart * z, 1.0)
-
-
-# Models with known parameters, and what they should say, by enumeration
-
-
-def fitted(model, seed=0, spread=1.0):
-    """Random transitions, as if they had been fitted."""
-    draw = torch.Generator().manual_seed(seed)
-    for p in model.transitions.parameters():
-        if p.requires_grad:
-            p.data = spread * torch.randn(p.shape, generator=draw, dtype=D)
-    model.report = FitReport((0.0,), 0, "closed form")
-    return model
-
-
-def probabilities(model):
-    return tuple(part.exp().detach().numpy() for part in model.transitions())
-
-
-class Enumerated:
-    """All paths of one sequence, weighed one by one.
-
-    Arguments:
-        first: log p(z_1), (K,).
-        moves: log p(z_t | z_{t-1}), (T, K, K), the first entry unread; or of whole paths, a function.
-        table: log p(x_t | z_t), (T, K).
-    """
-
-    def __init__(self, first, moves, table):
-        steps, states = table.shape
-        self.paths = np.array(list(itertools.product(range(states), repeat=steps)))
-        self.logs = first[self.paths[:, 0]] + table[np.arange(steps), self.paths].sum(1)
-        for t in range(1, steps):
-            self.logs = self.logs + moves[t][self.paths[:, t - 1], self.paths[:, t]]
-        self.size = states
-        self._weigh()
-
-    def _weigh(self):
-        self.nats = special.logsumexp(self.logs)
-        self.weights = np.exp(self.logs - self.nats)
-        self.best = self.paths[self.logs.argmax()]
-
-    def marginals(self):
-        return np.stack([(self.weights[:, None] * (self.paths == k)).sum(0) for k in range(self.size)], 1)
-
-    def pairs(self):
-        out = np.zeros((self.paths.shape[1] - 1, self.size, self.size))
-        for t in range(len(out)):
-            np.add.at(out[t], (self.paths[:, t], self.paths[:, t + 1]), self.weights)
-        return out
-
-
-def log(p):
-    with np.errstate(divide="ignore"):
-        return np.log(p)
-
-
-def oracle(model, table):
-    first, matrix = probabilities(model)
-    return Enumerated(log(first), np.broadcast_to(log(matrix), (len(table), *matrix.shape)), table)
-
-
-def counts_model(transitions=None, seed=0):
-    m = fitted(pg.HMM(states=3, emission=em.Poisson(2), transitions=transitions), seed)
-    m.emission.log_rate.data = cells(np.log([[1.0, 9.0], [4.0, 3.0], [9.0, 0.5]]))
-    return m
-
-
-def counts_table(model, x):
-    rates = model.emission.log_rate.exp().detach().numpy()
-    return np.where(np.isnan(x)[:, None], 0.0, stats.poisson.logpmf(np.nan_to_num(x)[:, None], rates)).sum(-1)
-
-
-def symbols_model(transitions=None, seed=0):
-    m = fitted(pg.HMM(states=3, emission=em.Categorical(3, smoothing=0.0), transitions=transitions), seed)
-    m.emission.logits.data = cells(log(np.array([[[0.7, 0.3, 0.0]], [[0.0, 0.2, 0.8]], [[0.1, 0.0, 0.9]]])))
-    return m
-
-
-def symbols_table(model, x):
-    table = model.emission.logits.softmax(-1).detach().numpy()[:, 0]
-    seen = ~np.isnan(x)
-    return np.where(seen[:, None], log(table[:, np.nan_to_num(x).astype(int)]).T, 0.0)
-
-
-def points_model(transitions=None, seed=0):
-    m = fitted(pg.HMM(states=3, emission=em.Normal(2, "full"), transitions=transitions), seed)
-    m.emission.loc.data = cells([[0.0, 0.0], [1.5, -1.0], [-1.0, 2.0]])
-    m.emission._set_factor(cells([[[1.0, 0.0], [0.5, 0.8]], [[0.7, 0.0], [-0.4, 1.0]], [[1.2, 0.0], [0.1, 0.6]]]))
-    return m
-
-
-def points_table(model, x):
-    scale = model.emission.scale().detach().numpy()
-    out = np.zeros((len(x), 3))
-    for (t, row), k in itertools.product(enumerate(x), range(3)):
-        seen = ~np.isnan(row)
-        if seen.any():
-            covariance = (scale[k] @ scale[k].T)[np.ix_(seen, seen)]
-            out[t, k] = stats.multivariate_normal.logpdf(row[seen], model.emission.loc[k].detach()[seen], covariance)
-    return out
-
-
-def gaps(x, share, seed):
-    return np.where(np.random.default_rng(seed).uniform(size=x.shape) < share, np.nan, x)
-
-
-RAGGED = (9, 1, 4)
-MODELS = {"counts": (counts_model, counts_table), "symbols": (symbols_model, symbols_table),
-          "points": (points_model, points_table)}  # fmt: skip
-STRUCTURES = {"free": None, "cyclic": tr.Markov(allowed=tr.cyclic(3)), "stationary": tr.Markov("stationary"),
-              "left_right": tr.Markov((1.0, 0.0, 0.0), allowed=tr.left_right(3))}  # fmt: skip
-
-
-def scene(kind, structure="free", seed=0):
-    """A model, three sequences with missing cells, and the enumeration of each."""
-    build, table = MODELS[kind]
-    model = build(STRUCTURES[structure], seed)
-    drawn = [model.sample(1, length=length, seed=seed + i)[0] for i, length in enumerate(RAGGED)]
-    x = [gaps(part, 0.25, seed + i) for i, part in enumerate(drawn)]
-    return model, x, [oracle(model, table(model, part)) for part in x]
-
-
-scenes = pytest.mark.parametrize(
-    ("kind", "structure"), [*itertools.product(MODELS, ("free", "cyclic")), ("points", "stationary"), ("symbols", "left_right")]
-)  # fmt: skip
+# Queries
 
 
 @scenes
@@ -277,11 +150,6 @@ def test_blocks_of_steps_make_no_difference(block, monkeypatch):
 # Structure
 
 
-def switching_inputs(t, u):
-    raw = t.logits.detach().numpy() + np.einsum("tp,pij->tij", u, t.weight.detach().numpy())
-    return special.log_softmax(raw, axis=-1)
-
-
 def test_moves_that_follow_inputs_are_those_of_all_paths():
     model = pg.HMM(
         states=3, emission=em.Poisson(2), transitions=tr.InputDriven(2), context=ev.Series((2,), missing=False)
@@ -305,42 +173,6 @@ def test_moves_that_follow_inputs_are_those_of_all_paths():
     assert abs(model.log_prob(x, given=shifted).nats - model.log_prob(x, given=u).nats).min() > 1e-3
 
 
-class Segmented(Enumerated):
-    """Paths read as visits: each has its length's probability, the last one may go on."""
-
-    def __init__(self, first, moves, table, law, beyond):
-        super().__init__(first, np.zeros((len(table), len(first), len(first))), table)
-        self.logs = self.logs + [self._visits(path, moves, law, beyond) for path in self.paths]
-        self._weigh()
-
-    @staticmethod
-    def _visits(path, moves, law, beyond):
-        runs = [(state, len(list(same))) for state, same in itertools.groupby(path)]
-        total = sum(law(k, d) for k, d in runs[:-1]) + beyond(*runs[-1])
-        return total + sum(moves[a, b] for (a, _), (b, _) in itertools.pairwise(runs))
-
-
-def segments(model, table):
-    natural = {name: value.detach().numpy() for name, value in model.transitions.natural().items()}
-    if "leaving" in natural:
-        phases = model.transitions.phases
-
-        def law(k, d):
-            return stats.nbinom.logpmf(d - phases, phases, natural["leaving"][k])
-
-        def beyond(k, d):
-            return stats.nbinom.logsf(d - 1 - phases, phases, natural["leaving"][k])
-    else:
-
-        def law(k, d):
-            return log(natural["duration"][k][d - 1]) if d <= model.transitions.longest else -np.inf
-
-        def beyond(k, d):
-            return log(natural["duration"][k][d - 1 :].sum())
-
-    return Segmented(log(natural["initial"]), log(natural["transition"]), table, law, beyond)
-
-
 @pytest.mark.parametrize(
     "transitions", [tr.Durations(phases=1), tr.Durations(phases=3), tr.Durations("categorical", longest=4)]
 )
@@ -356,6 +188,18 @@ def test_explicit_durations_are_those_of_all_segmentations(transitions):
         np.testing.assert_allclose(found.pairs[i], every.pairs(), atol=1e-12)
         np.testing.assert_array_equal(model.decode(x, "marginal")[i], every.marginals().argmax(1))
         np.testing.assert_allclose(model.filter(x)[i][-1], every.marginals()[-1], atol=1e-12)
+
+
+@pytest.mark.xfail(reason="decode runs on (state, steps left): the last visit counts by its best ending, not by all")
+@pytest.mark.parametrize(
+    ("transitions", "seed"), [(tr.Durations("categorical", longest=4), 34), (tr.Durations(phases=3), 75)], ids=str
+)
+def test_decoding_with_durations_finds_the_best_path(transitions, seed):
+    model = counts_model(transitions, seed)
+    if "leaving" in model.transitions.natural():
+        model.transitions.duration.data -= 0.5
+    x = np.random.default_rng(seed).poisson(4.0, (6 + (seed == 75), 2)).astype(float)
+    np.testing.assert_array_equal(model.decode([x])[0], segments(model, counts_table(model, x)).best)
 
 
 def test_side_by_side_chains_are_those_of_all_pairs_of_paths():
@@ -392,64 +236,7 @@ def test_tied_states_share_an_emission():
     assert tied.n_params == 3 + 12 + 2
 
 
-def test_learning_keeps_structural_zeros_fixed_starts_and_ties():
-    _, x = steps_of_two()
-    t = tr.Markov((1.0, 0.0, 0.0, 0.0), allowed=tr.cyclic(4))
-    m = pg.HMM(states=4, emission=em.Normal(), transitions=t, tie=(0, 1, 0, 1)).fit(x, seed=0, restarts=2, max_iter=20)
-    first, matrix = probabilities(m)
-    assert first.tolist() == [1, 0, 0, 0]
-    assert (matrix[~np.array(tr.cyclic(4))] == 0).all()
-    assert m.parameters_by_name()["loc"].shape == (2, 1)
-    assert m.n_params == 4 + 4
-
-
-@pytest.mark.parametrize(
-    "transitions",
-    [tr.Durations(phases=2), tr.Durations("categorical", longest=40), tr.Factorial((2, 2)), tr.Markov("stationary"),
-     tr.Markov(concentration=1.5, sticky=3.0), tr.Markov(allowed=tr.left_right(4))],
-    ids=repr,
-)  # fmt: skip
-@pytest.mark.filterwarnings("ignore::probgen.models.hmm.learning.WorseThanIndependent")
-def test_learning_is_monotone_in_every_structure(transitions):
-    _, x = steps_of_two(120)
-    m = pg.HMM(states=4, emission=em.Normal(), transitions=transitions)
-    m.fit(x, seed=1, restarts=1, max_iter=15, tol=0.0)
-    climbed = np.array(m.report.objective)
-    assert (np.diff(climbed) >= -1e-9 * abs(climbed[1:])).all()
-    assert climbed[-1] > climbed[0]
-    total = m.log_prob(x).sum().value + float(m.transitions.penalty().detach())
-    assert climbed[-1] * len(x) == pytest.approx(total, rel=1e-9)
-    assert m.log_likelihood == pytest.approx(m.log_prob(x).sum().value, rel=1e-9)
-
-
-def test_labels_with_durations_count_visits():
-    """Moves between states are counted, and what never happened is learned as never."""
-    z = np.array([0, 0, 1, 1, 2, 2] * 3)
-    x = np.random.default_rng(0).normal(5.0 * z, 1.0)
-    for t in (tr.Durations(phases=1), tr.Durations("categorical", longest=4)):
-        m = pg.HMM(states=3, emission=em.Normal(), transitions=t).fit(x, seed=0, labels=[z], restarts=1)
-        wanted = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
-        np.testing.assert_allclose(m.transitions.natural()["transition"].detach(), wanted, atol=1e-12)
-
-
 # Drawing paths and sequences
-
-
-def fails(observed, share, merge=5.0):
-    """p-value of counts against shares, cells of few expected draws pooled."""
-    expected = share * observed.sum()
-    rare = expected < merge
-    observed = np.append(observed[~rare], observed[rare].sum())
-    expected = np.append(expected[~rare], expected[rare].sum())
-    keep = expected > 0
-    if observed[~keep].any():
-        return 0.0
-    return stats.chisquare(observed[keep], expected[keep] * observed.sum() / expected[keep].sum()).pvalue
-
-
-def cooled(share, power=0.9):
-    share = np.where(share > 0, share**power, 0.0)
-    return share / share.sum()
 
 
 @pytest.mark.parametrize(("kind", "structure"), [("counts", "free"), ("symbols", "cyclic")])
@@ -472,6 +259,20 @@ def test_drawn_sequences_follow_the_likelihood():
     observed = np.bincount(drawn @ 3 ** np.arange(3, -1, -1), minlength=81)
     assert fails(observed, share) > ALPHA
     assert fails(observed, cooled(share)) < ALPHA
+
+
+def test_drawn_sequences_follow_their_inputs_step_by_step():
+    model = pg.HMM(
+        states=2, emission=em.Categorical(2), transitions=tr.InputDriven(1), context=ev.Series((1,), missing=False)
+    )
+    fitted(model, spread=2.0).emission.logits.data = cells([[[2.0, 0.0]], [[0.0, 2.0]]])
+    u = np.array([[0.5], [-2.0], [2.0], [-1.0]])
+    grid = [np.array(x) for x in itertools.product(range(2), repeat=4)]
+    drawn = np.stack(model.sample(20000, given=[u], seed=0)).astype(int)
+    observed = np.bincount(drawn @ [8, 4, 2, 1], minlength=16)
+    assert fails(observed, np.exp(model.log_prob(grid, given=[u] * 16).nats)) > ALPHA
+    late = np.roll(u, 1, 0)  # each step moved by the input of the one before
+    assert fails(observed, np.exp(model.log_prob(grid, given=[late] * 16).nats)) < ALPHA
 
 
 def test_draws_follow_the_seed():
@@ -557,320 +358,6 @@ def test_units_do_not_matter(emission, scale):
     shifted = b.log_prob([x * scale]).nats[0] + x.size * math.log(scale)
     assert shifted.item() == pytest.approx(a.log_prob([x]).nats[0].item(), rel=1e-8)
     np.testing.assert_array_equal(a.decode([x])[0], b.decode([x * scale])[0])
-
-
-# Learning
-
-
-@pytest.mark.parametrize(("states", "nats"), [(1, 391.9189), (2, 342.3183), (3, 329.4603), (4, 327.8316)])
-def test_stationary_fits_of_the_earthquakes_are_as_published(quakes, states, nats):
-    m = pg.HMM(states=states, emission=em.Poisson(), transitions=tr.Markov("stationary"))
-    m.fit(quakes, seed=0, restarts=8 if states > 3 else 2, tol=1e-8)
-    assert -m.log_likelihood == pytest.approx(nats, abs=1e-4)
-    assert m.n_params == states**2
-    assert m.aic() == pytest.approx(2 * nats + 2 * m.n_params, abs=2e-4)
-    assert m.bic() == pytest.approx(2 * nats + m.n_params * math.log(107), abs=2e-4)
-
-
-@pytest.mark.parametrize(("states", "nats"), [(2, 341.8787), (3, 328.5275)])
-def test_free_fits_of_the_earthquakes_are_as_published(quakes, states, nats):
-    m = pg.HMM(states=states, emission=em.Poisson()).fit(quakes, seed=0, restarts=3, tol=1e-9)
-    assert -m.log_likelihood == pytest.approx(nats, abs=1e-4)
-    assert m.n_params == states**2 + states - 1
-
-
-def test_restarts_find_what_a_single_start_misses(quakes):
-    """Four states: a search reaches 326.2850, below the local optimum 326.6749 that stands in the literature."""
-    m = pg.HMM(states=4, emission=em.Poisson()).fit(quakes, seed=0, restarts=30, tol=1e-7, max_iter=1000)
-    assert -m.log_likelihood <= 326.2851
-    optima = np.array(m.report.optima)
-    assert len(optima) == 30
-    assert (np.diff(optima) <= 0).all()
-    assert (optima[0] - optima[-1]) * 107 > 0.3
-    assert optima[0] == m.report.objective[-1]
-
-
-def slope(model, x):
-    """The gradient of log p(x) in each raw parameter; of logits it is that on the simplex."""
-    model.zero_grad()
-    model.distribution(len(x)).log_prob(cells(x)[:, None]).backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
-def test_em_ends_where_the_gradient_is_zero(quakes):
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1, tol=0.0, max_iter=3000)
-    assert all(g.abs().max() < 1e-5 for g in slope(m, quakes[0]).values())
-    early = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1, max_iter=3)
-    assert max(g.abs().max() for g in slope(early, quakes[0]).values()) > 1e-2
-
-
-@pytest.mark.parametrize("transitions", [None, tr.Markov("stationary"), tr.Durations(phases=2)], ids=repr)
-def test_twenty_iterations_are_ten_and_ten(quakes, transitions):
-    def build():
-        return pg.HMM(states=2, emission=em.Poisson(), transitions=transitions)
-
-    once = build().fit(quakes, seed=0, restarts=1, max_iter=20, tol=0.0)
-    twice = build().fit(quakes, seed=0, restarts=1, max_iter=10, tol=0.0)
-    twice.fit(quakes, start="current", max_iter=10, tol=0.0)
-    assert all(map(torch.equal, once.parameters(), twice.parameters()))
-    assert once.report.objective[10:] == twice.report.objective
-
-
-def test_going_on_with_a_budget_goes_on(quakes):
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1)
-    reached = m.report.objective[-1]
-    m.fit(quakes, start="current", budget=5.0, max_iter=3, tol=0.0)
-    assert m.report.objective[0] >= reached - 1e-12
-
-
-def test_going_on_needs_somewhere_to_go_on_from(quakes):
-    with pytest.raises((NotFittedError, ParameterError)):
-        pg.HMM(states=2, emission=em.Poisson()).fit(quakes, start="current")
-
-
-@pytest.mark.parametrize("budget", [0, -1.0, math.nan, math.inf, "long", True])
-def test_a_budget_is_a_number_of_seconds(quakes, budget):
-    with pytest.raises(ParameterError):
-        pg.HMM(states=2, emission=em.Poisson()).fit(quakes, budget=budget, max_iter=2)
-
-
-def test_a_budget_is_recorded_as_steps(quakes):
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, budget=0.5, max_iter=20)
-    assert "budget 0.5 s" in m.report.notes[0]
-    assert len(m.report.optima) <= 5
-
-
-def test_a_fall_of_the_objective_raises(quakes, monkeypatch):
-    """With the parameters of the last good state kept."""
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1)
-    kept = copy.deepcopy(m.state_dict())
-    honest = em.Poisson.maximise
-    calls = []
-
-    def spoiled(self, statistics):
-        calls.append(1)
-        found = honest(self, statistics)
-        if len(calls) == 6:
-            with torch.no_grad():
-                self.log_rate.add_(1.0)
-        return found
-
-    monkeypatch.setattr(em.Poisson, "maximise", spoiled)
-    with pytest.raises(FitError, match="went down") as caught:
-        m.fit(quakes, seed=0, restarts=1)
-    assert caught.value.step >= 1
-    assert all(torch.equal(kept[name], value) for name, value in m.state_dict().items())
-
-
-def test_empty_states_keep_their_row_and_are_reported():
-    z, x = steps_of_two()
-    m = pg.HMM(states=3, emission=em.Normal()).fit(x, seed=0, restarts=1, labels=[z])
-    assert any("without data: [2]" in note for note in m.report.notes)
-    row = m.parameters_by_name()["transition"][2]
-    assert row.sum() == pytest.approx(1)
-    assert (row > 0).all()
-    assert math.isfinite(m.log_prob(x).nats[0])
-
-
-@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
-@pytest.mark.filterwarnings("ignore::probgen.model.TiesWarning")
-def test_variances_stay_above_a_floor_relative_to_the_data(scale):
-    x = (
-        scale
-        * np.r_[np.random.default_rng(0).normal(0, 1, 40), np.full(20, 3.0), np.random.default_rng(1).normal(0, 1, 40)]
-    )
-    m = pg.HMM(states=2, emission=em.Normal(floor=1e-4)).fit(x, seed=0, restarts=2)
-    least = m.parameters_by_name()["scale"].min()
-    assert least == pytest.approx(1e-2 * x.std(), rel=1e-6)
-
-
-def test_a_fit_worse_than_no_sequence_at_all_warns(monkeypatch):
-    _, x = steps_of_two()
-    t = tr.Durations("categorical", longest=1)  # a state never lasts, in data where all do
-    pg.HMM(states=2, emission=em.Normal(), transitions=t).fit(x, seed=0, restarts=1)  # learns to look alike: no warning
-    monkeypatch.setattr(learning, "_maximise", lambda *a: [])  # and here it learns nothing
-    with pytest.warns(learning.WorseThanIndependent, match="one emission for all steps"):
-        pg.HMM(states=2, emission=em.Normal(), transitions=t).fit(x, seed=0, restarts=1)
-
-
-@pytest.mark.parametrize("transitions", [None, tr.Markov("stationary"), tr.Durations(phases=2)], ids=repr)
-def test_the_gradient_reaches_where_em_does(quakes, transitions):
-    def build():
-        return pg.HMM(states=2, emission=em.Poisson(), transitions=transitions)
-
-    by_em = build().fit(quakes, seed=0, restarts=1, tol=1e-12, max_iter=2000)
-    by_gradient = build().fit(quakes, seed=0, restarts=1, tol=1e-10, method="gradient")
-    assert by_gradient.log_likelihood == pytest.approx(by_em.log_likelihood, abs=1e-4)
-    went_on = by_em.fit(quakes, method="gradient", start="current")
-    assert went_on.log_likelihood >= by_em.log_likelihood - 1e-9
-
-
-def test_known_states_are_counted():
-    z, x = steps_of_two()
-    m = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1, labels=[z])
-    moves = np.zeros((2, 2))
-    np.add.at(moves, (z[:-1], z[1:]), 1)
-    np.testing.assert_allclose(m.parameters_by_name()["transition"], moves / moves.sum(1, keepdims=True), rtol=1e-10)
-    np.testing.assert_allclose(m.parameters_by_name()["loc"].ravel(), [x[z == 0].mean(), x[z == 1].mean()], rtol=1e-10)
-    np.testing.assert_allclose(m.parameters_by_name()["scale"].ravel(), [x[z == 0].std(), x[z == 1].std()], rtol=1e-8)
-
-
-def test_a_few_known_states_name_the_rest():
-    z, x = steps_of_two()
-    few = np.full(len(z), -1)
-    few[[3, 40]] = [1, 0]  # the other way round than by mean
-    m = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=3, labels=[few])
-    assert (m.decode(x)[0] == 1 - z).mean() > 0.95
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [[np.zeros(179)], [np.full(180, 2)], [np.full(180, 0.5)], [None], [np.full(180, "a")], np.zeros(180),
-     (np.zeros(180), [180]), 5],
-    ids=str,
-)  # fmt: skip
-def test_labels_that_fit_nothing_are_refused(labels):
-    _, x = steps_of_two()
-    with pytest.raises(ProbgenError):
-        pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1, max_iter=1, labels=labels)
-
-
-def test_labels_of_a_single_state_are_no_news():
-    z, x = steps_of_two()
-    m = pg.HMM(states=1, emission=em.Normal()).fit(x, seed=0, labels=[0 * z])
-    assert m.log_likelihood == pytest.approx(stats.norm.logpdf(x, x.mean(), x.std()).sum(), rel=1e-10)
-
-
-def test_labels_that_structure_forbids_are_named_as_impossible():
-    z, x = steps_of_two()
-    t = tr.Markov(allowed=tr.left_right(2))
-    with pytest.raises(FitError, match="labels"):
-        pg.HMM(states=2, emission=em.Normal(), transitions=t).fit(x, seed=0, labels=[z])
-
-
-def test_parameters_by_name_are_copies():
-    _, x = steps_of_two()
-    m = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1)
-    nats = m.log_prob(x).nats
-    for value in m.parameters_by_name().values():
-        value[...] = 0.5
-    np.testing.assert_array_equal(m.log_prob(x).nats, nats)
-
-
-# Standard errors
-
-
-def log_likelihood_in_natural(sequences, law, start):
-    """log p in (p_01, p_10, emission parameters...) by a forward recursion of its own."""
-
-    def value(theta):
-        a, b, *rest = theta
-        matrix = np.array([[1 - a, a], [b, 1 - b]])
-        total = 0.0
-        for x in sequences:
-            first, rest_of = start(a, b, rest)
-            state = first * law(x[0], rest_of)
-            for v in x[1:]:
-                total += math.log(state.sum())
-                state = (state / state.sum()) @ matrix * law(v, rest_of)
-            total += math.log(state.sum())
-        return total
-
-    return value
-
-
-def numerical_errors(value, theta):
-    """From second differences of the log-likelihood itself."""
-    h = 1e-4 * np.maximum(abs(theta), 1e-2)
-    n = len(theta)
-    hessian = np.zeros((n, n))
-    for i, j in itertools.product(range(n), repeat=2):
-        e, f = np.eye(n)[i] * h, np.eye(n)[j] * h
-        hessian[i, j] = value(theta + e + f) - value(theta + e - f) - value(theta - e + f) + value(theta - e - f)
-        hessian[i, j] /= 4 * h[i] * h[j]
-    return np.sqrt(np.diag(np.linalg.inv(-hessian)))
-
-
-def stationary_of(a, b, rest):
-    return np.array([b, a]) / (a + b), rest
-
-
-def test_standard_errors_are_those_of_a_numerical_hessian(quakes):
-    m = pg.HMM(states=2, emission=em.Poisson(), transitions=tr.Markov("stationary"))
-    m.fit(quakes, seed=0, restarts=1, tol=0.0, max_iter=2000)
-    p = m.parameters_by_name()
-    theta = np.array([p["transition"][0, 1], p["transition"][1, 0], *p["rate"].ravel()])
-    value = log_likelihood_in_natural(quakes, lambda v, rate: stats.poisson.pmf(v, np.array(rate)), stationary_of)
-    assert value(theta) == pytest.approx(m.log_likelihood, rel=1e-9)
-    wanted = numerical_errors(value, theta)
-    found = m.standard_errors(quakes)
-    got = np.array([found["transition"][0, 1], found["transition"][1, 0], *found["rate"].ravel()])
-    np.testing.assert_allclose(got, wanted, rtol=2e-3)
-    np.testing.assert_allclose(found["transition"][:, 0], found["transition"][:, 1], rtol=1e-8)
-
-
-def test_standard_errors_of_a_free_start_come_from_the_starts():
-    """Many sequences: the start is inside its simplex."""
-    rng = np.random.default_rng(0)
-    model = fitted(pg.HMM(states=2, emission=em.Poisson()), seed=5, spread=0.7)
-    model.emission.log_rate.data = cells(np.log([[2.0], [9.0]]))
-    x = [part for n in rng.integers(6, 15, 60) for part in model.sample(1, length=int(n), seed=int(n))]
-    x = [model.sample(1, length=int(n), seed=i)[0] for i, n in enumerate(rng.integers(6, 15, 60))]
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(x, seed=0, restarts=1, tol=0.0, max_iter=3000)
-    p = m.parameters_by_name()
-    theta = np.array([p["transition"][0, 1], p["transition"][1, 0], *p["rate"].ravel(), p["initial"][0]])
-
-    def start(a, b, rest):
-        return np.array([rest[2], 1 - rest[2]]), rest[:2]
-
-    value = log_likelihood_in_natural(x, lambda v, rate: stats.poisson.pmf(v, np.array(rate)), start)
-    found = m.standard_errors(x)
-    got = [found["transition"][0, 1], found["transition"][1, 0], *found["rate"].ravel(), found["initial"][0]]
-    np.testing.assert_allclose(got, numerical_errors(value, theta), rtol=2e-3)
-
-
-@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e6])
-def test_standard_errors_carry_the_units_of_the_data(scale):
-    _, x = steps_of_two()
-    found = []
-    for part in (x, x * scale):
-        m = pg.HMM(states=2, emission=em.Normal(), transitions=tr.Markov("stationary"))
-        found.append(m.fit(part, seed=0, restarts=1, tol=0.0, max_iter=500).standard_errors(part))
-    for name in found[0]:
-        unit = scale if name in ("loc", "scale") else 1.0
-        np.testing.assert_allclose(found[1][name], unit * found[0][name], rtol=1e-3)
-
-
-def test_standard_errors_of_two_states_with_durations_are_there():
-    """Two states always move to each other: a probability of 1 that is no boundary."""
-    _, x = steps_of_two()
-    m = pg.HMM(states=2, emission=em.Normal(), transitions=tr.Durations(phases=1))
-    m.fit(x, seed=0, restarts=1, tol=0.0, max_iter=500)
-    plain = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1, tol=0.0, max_iter=500)
-    found, wanted = m.standard_errors(x), plain.standard_errors(x)
-    np.testing.assert_allclose(found["leaving"], wanted["transition"][[0, 1], [1, 0]], rtol=1e-3)
-
-
-def test_standard_errors_are_refused_at_a_boundary_and_away_from_an_optimum(quakes):
-    _, x = steps_of_two(60)
-    once = np.sort(x)  # one move up, none back: a probability of zero
-    m = pg.HMM(states=2, emission=em.Normal()).fit(once, seed=0, restarts=1, tol=0.0, max_iter=300)
-    with pytest.raises(ParameterError, match="boundary"):
-        m.standard_errors(once)
-    early = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1, max_iter=2)
-    with pytest.raises(ParameterError, match=r"optimum|maximum"):
-        early.standard_errors(quakes)
-    floored = np.r_[
-        np.random.default_rng(0).normal(0, 1, 40), np.full(20, 3.0), np.random.default_rng(1).normal(0, 1, 40)
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        m = pg.HMM(states=2, emission=em.Normal(), transitions=tr.Markov("stationary"))
-        m.fit(floored, seed=0, restarts=1, tol=0.0, max_iter=500)
-    with pytest.raises(ParameterError):
-        m.standard_errors(floored)
 
 
 # Forecasts
@@ -962,303 +449,6 @@ def test_forecasts_with_durations_remember_how_long_a_visit_has_lasted():
     table = np.vstack([counts_table(model, x[:5]), np.zeros((2, 3))])
     free = segments(model, table)
     np.testing.assert_allclose(f.states[0][:2], free.marginals()[5:], atol=1e-12)
-
-
-# Pyro
-
-
-def enumerated_elbo(model, x, given=None):
-    with pyro.validation_enabled(False):
-        checked = model.event.check(x).x
-        u = None if given is None else model.context.check(given).x
-        return -TraceEnum_ELBO(max_plate_nesting=1).loss(model.model, lambda *a: None, checked, u)
-
-
-@pytest.mark.parametrize("kind", ["counts", "symbols"])
-@pytest.mark.parametrize(
-    "transitions", [tr.Markov(allowed=tr.cyclic(3)), tr.Durations(phases=2), tr.Markov("stationary")], ids=repr
-)
-def test_the_pyro_program_enumerated_is_the_likelihood(kind, transitions):
-    model = MODELS[kind][0](transitions)
-    x = [gaps(model.sample(1, length=n, seed=n)[0].astype(float), 0.2, n) for n in (6, 1, 3)]
-    assert enumerated_elbo(model, x) == pytest.approx(model.log_prob(x).nats.sum().item(), rel=1e-10)
-
-
-def test_the_pyro_program_of_a_full_covariance_is_the_likelihood():
-    model = points_model()
-    x = [model.sample(1, length=n, seed=n)[0] for n in (5, 2)]
-    assert enumerated_elbo(model, x) == pytest.approx(model.log_prob(x).nats.sum().item(), rel=1e-10)
-
-
-def test_the_pyro_program_follows_inputs():
-    model = pg.HMM(
-        states=2, emission=em.Poisson(), transitions=tr.InputDriven(2), context=ev.Series((2,), missing=False)
-    )
-    fitted(model).emission.log_rate.data = cells(np.log([[2.0], [9.0]]))
-    rng = np.random.default_rng(0)
-    x, u = [rng.poisson(4.0, n) for n in (5, 3)], [rng.normal(size=(n, 2)) for n in (5, 3)]
-    assert enumerated_elbo(model, x, u) == pytest.approx(model.log_prob(x, given=u).nats.sum().item(), rel=1e-10)
-
-
-def test_as_one_site_it_scores_as_the_model_does():
-    model = counts_model()
-    x = cells(np.stack(model.sample(4, length=6, seed=0)))
-    wanted = model.log_prob(x.numpy()).nats
-
-    def program(shift):
-        with pyro.plate("rows", 4):
-            extra = pyro.sample("extra", dist.Normal(shift, 1.0))
-            pyro.sample("x", model.distribution(6), obs=x)
-        return extra
-
-    trace = poutine.trace(poutine.condition(program, {"extra": torch.zeros(4, dtype=D)})).get_trace(cells(0.5))
-    trace.compute_log_prob()
-    np.testing.assert_allclose(trace.nodes["x"]["log_prob"].detach(), wanted, rtol=1e-12)
-    site = model.distribution(6)
-    assert site.event_shape == (6, 2)
-    assert site.sample((3,)).shape == (3, 6, 2)
-    assert site.expand((5,)).sample().shape == (5, 6, 2)
-    assert site.expand((4,)).log_prob(x).shape == (4,)
-    np.testing.assert_allclose(site.log_prob(x[:, None]).detach()[:, 0], wanted, rtol=1e-12)
-
-
-def test_as_one_site_it_is_differentiable():
-    model = counts_model()
-    x = cells(model.sample(1, length=6, seed=0)[0])
-    model.distribution(6).log_prob(x).backward()
-    for p in (model.emission.log_rate, model.transitions.logits, model.transitions.initial_logits):
-        place = (0,) * p.ndim
-        raw = p.data[place].item()
-        values = []
-        for step in (1e-5, -1e-5):
-            p.data[place] = raw + step
-            values.append(model.log_prob([x.numpy()]).nats[0].item())
-        p.data[place] = raw
-        assert p.grad[place].item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6, abs=1e-8)
-
-
-def test_as_one_site_it_draws_from_itself():
-    model = symbols_model()
-    grid = cells(list(itertools.product(range(3), repeat=3)))[..., None]
-    site = model.distribution(3)
-    share = site.log_prob(grid).exp().detach().numpy()
-    pyro.set_rng_seed(0)
-    drawn = site.sample((20000,))[..., 0].numpy().astype(int)
-    observed = np.bincount(drawn @ [9, 3, 1], minlength=27)
-    assert fails(observed, share) > ALPHA
-    assert fails(observed, cooled(share)) < ALPHA
-
-
-def test_as_one_site_it_takes_its_inputs_and_refuses_others():
-    model = pg.HMM(
-        states=2, emission=em.Poisson(), transitions=tr.InputDriven(1), context=ev.Series((1,), missing=False)
-    )
-    fitted(model).emission.log_rate.data = cells(np.log([[2.0], [9.0]]))
-    u = np.random.default_rng(0).normal(size=(5, 1))
-    x = np.array([1.0, 8.0, 9.0, 2.0, 1.0])
-    nats = model.distribution(5, given=[u]).log_prob(cells(x)[:, None]).item()
-    assert nats == pytest.approx(model.log_prob([x], given=[u]).nats[0].item(), rel=1e-12)
-    for given in (None, [u[:3]], [u[:2], u[2:]]):
-        with pytest.raises(ProbgenError):
-            model.distribution(5, given=given).log_prob(cells(x)[:, None])
-
-
-@pytest.mark.parametrize("duration", [0, -1, 2.5, True, None])
-def test_a_site_lasts_a_whole_number_of_steps(duration):
-    with pytest.raises(ParameterError):
-        counts_model().distribution(duration)
-
-
-def raw_chain(states=3, steps=5, seed=0):
-    rng = np.random.default_rng(seed)
-    return (cells(rng.normal(size=states)), cells(rng.normal(size=(states, states))),
-            cells(rng.normal(size=(steps, states, states))), cells(rng.normal(size=steps)))  # fmt: skip
-
-
-@pytest.mark.parametrize("varying", [False, True])
-def test_hidden_markov_is_all_paths_of_any_observation(varying):
-    first, fixed, moving, x = raw_chain()
-    moves = moving if varying else fixed
-    loc = cells([0.0, 1.0, -1.0]) + (cells(np.arange(5.0))[:, None] if varying else 0.0)
-    d = pg.HiddenMarkov(first, moves, dist.Normal(loc, 0.7), 5)
-    table = stats.norm.logpdf(x[:, None], np.broadcast_to(loc, (5, 3)), 0.7)
-    logs = np.broadcast_to(special.log_softmax(moves.numpy(), axis=-1), (5, 3, 3))
-    every = Enumerated(special.log_softmax(first.numpy()), logs, table)
-    assert d.log_prob(x).item() == pytest.approx(every.nats, rel=1e-12)
-    assert d.event_shape == (5,)
-    assert d.sample((2, 3)).shape == (2, 3, 5)
-    assert d.log_prob(x.expand(2, 4, 5)).shape == (2, 4)
-
-
-def test_hidden_markov_takes_vectors_and_refuses_shapes_that_do_not_fit():
-    first, moves, moving, _ = raw_chain()
-    vectors = dist.Normal(torch.zeros(3, 2, dtype=D), 1.0).to_event(1)
-    assert pg.HiddenMarkov(first, moves, vectors, 4).event_shape == (4, 2)
-    bad = [(first[:2], moves, vectors, 4), (first, moves[:2], vectors, 4), (first, moving, vectors, 4),
-           (first, moves, dist.Normal(torch.zeros(2, dtype=D), 1.0), 4), (first, moves, vectors, 0)]  # fmt: skip
-    for arguments in bad:
-        with pytest.raises(ShapeError):
-            pg.HiddenMarkov(*arguments)
-
-
-@pytest.mark.parametrize("kind", ["counts", "points"])
-def test_pyros_discrete_hmm_scores_as_we_do_and_comes_back(kind):
-    model = MODELS[kind][0](tr.Markov(allowed=tr.cyclic(3)))
-    x = cells(model.sample(1, length=5, seed=0)[0])
-    theirs = foreign.export(model, "pyro", duration=5)
-    assert isinstance(theirs, dist.DiscreteHMM)
-    wanted = model.log_prob([x.numpy()]).nats[0].item()
-    assert theirs.log_prob(x).item() == pytest.approx(wanted, rel=1e-10)
-    assert foreign.wrap(theirs).log_prob(x).item() == pytest.approx(wanted, rel=1e-10)
-
-
-@pytest.mark.parametrize("varying", [False, True])
-def test_wrapping_takes_in_pyros_move_before_the_first_step(varying):
-    first, fixed, moving, x = raw_chain()
-    moves = moving if varying else fixed
-    theirs = dist.DiscreteHMM(first, moves, dist.Normal(cells([0.0, 1.0, -1.0]), 0.7), duration=5)
-    logs = np.broadcast_to(special.log_softmax(moves.numpy(), axis=-1), (5, 3, 3))
-    table = np.vstack([np.zeros(3), stats.norm.logpdf(x[:, None], [0.0, 1.0, -1.0], 0.7)])
-    every = Enumerated(special.log_softmax(first.numpy()), np.concatenate([logs[:1], logs]), table)
-    assert theirs.log_prob(x).item() == pytest.approx(every.nats, rel=1e-10)
-    assert foreign.wrap(theirs).log_prob(x).item() == pytest.approx(every.nats, rel=1e-10)
-
-
-def test_conversion_refuses_what_has_no_counterpart():
-    model = counts_model()
-    for duration in (None, 0, 2.5, True):
-        with pytest.raises(ParameterError):
-            foreign.export(model, "pyro", duration=duration)
-    driven = pg.HMM(
-        states=2, emission=em.Poisson(), transitions=tr.InputDriven(1), context=ev.Series((1,), missing=False)
-    )
-    with pytest.raises(StructureError):
-        foreign.export(fitted(driven), "pyro", duration=3)
-    first, moves, _, _ = raw_chain()
-    with pytest.raises(StructureError):
-        foreign.wrap(dist.DiscreteHMM(first, moves, dist.Normal(torch.zeros(3, dtype=D), 1.0)))
-
-
-@pytest.fixture
-def clean_store():
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-    yield
-    pyro.clear_param_store()
-
-
-def test_the_bayesian_program_is_prior_times_likelihood(quakes):
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1)
-    trace = poutine.trace(m.bayes_model).get_trace(quakes)
-    trace.compute_log_prob()
-    sites = {name: node for name, node in trace.nodes.items() if node["type"] == "sample" and not node["is_observed"]}
-    assert set(sites) == {name for name, p in m.named_parameters() if p.requires_grad}
-    other = copy.deepcopy(m)
-    for name, node in sites.items():
-        other.get_parameter(name).data = node["value"].detach()
-    wanted = other.log_prob(quakes).nats.sum().item()
-    assert trace.nodes["log_likelihood"]["log_prob_sum"].item() == pytest.approx(wanted, rel=1e-10)
-    draws = {name: node["value"].detach()[None] for name, node in sites.items()}
-    for name, value in m.natural_of(draws).items():
-        np.testing.assert_allclose(value[0], other.parameters_by_name()[name], rtol=1e-10)
-
-
-def test_svi_raises_the_bound(quakes, clean_store):
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1)
-    guide = AutoNormal(m.bayes_model)
-    svi = SVI(m.bayes_model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    losses = [svi.step(quakes) for _ in range(60)]
-    assert np.mean(losses[-15:]) < np.mean(losses[:15]) - 10
-
-
-def test_nuts_stays_near_the_optimum(quakes, clean_store):
-    m = pg.HMM(states=2, emission=em.Poisson()).fit(quakes, seed=0, restarts=1)
-    started = {name: p.detach().clone().clamp(-3, 3) for name, p in m.named_parameters()}
-    chain = MCMC(
-        NUTS(m.bayes_model, max_tree_depth=4), num_samples=30, warmup_steps=30, disable_progbar=True,
-        initial_params=started,
-    )  # fmt: skip
-    chain.run(quakes)
-    rate = np.sort(m.natural_of(chain.get_samples())["rate"].numpy()[..., 0], 1).mean(0)
-    np.testing.assert_allclose(rate, np.sort(m.parameters_by_name()["rate"].ravel()), atol=3.0)
-
-
-# Columns of several types
-
-
-def panel_scene():
-    """Two sequences of a number, a count and a category, with gaps, their rows mixed."""
-    rng = np.random.default_rng(0)
-    frame = pd.DataFrame({
-        "id": ["b"] * 5 + ["a"] * 4,
-        "height": rng.normal(0, 2, 9),
-        "visits": rng.poisson(3, 9).astype(float),
-        "mood": rng.choice(["calm", "wild"], 9),
-    })  # fmt: skip
-    frame.loc[2, "height"] = np.nan
-    frame.loc[6, "visits"] = np.nan
-    frame.loc[3, "mood"] = None
-    event = ev.Panel({"height": ev.Real(), "visits": ev.Count(), "mood": ev.Category(("calm", "wild"))}, "id")
-    model = fitted(pg.HMM(event, 2))
-    return frame, event, model
-
-
-def panel_table(model, part):
-    height, visits, mood = (model.emission.parts[name] for name in ("height", "visits", "mood"))
-    scale, loc, rate = (v.detach().numpy().reshape(2) for v in (height.scale(), height.loc, visits.log_rate.exp()))
-    table = mood.logits.softmax(-1).detach().numpy()[:, 0]
-    out = np.zeros((len(part), 2))
-    for t, row in enumerate(part.itertuples()):
-        if row.height == row.height:
-            out[t] += stats.norm.logpdf(row.height, loc, scale)
-        if row.visits == row.visits:
-            out[t] += stats.poisson.logpmf(row.visits, rate)
-        if isinstance(row.mood, str):
-            out[t] += np.log(table[:, ["calm", "wild"].index(row.mood)])
-    return out
-
-
-def test_a_frame_of_mixed_columns_is_all_paths_of_each_sequence():
-    frame, _, model = panel_scene()
-    draw = torch.Generator().manual_seed(1)
-    for p in model.emission.parameters():
-        p.data = p.data + 0.5 * torch.randn(p.shape, generator=draw, dtype=D)
-    shuffled = pd.concat([frame.iloc[[0, 5, 1, 6]], frame.iloc[[2, 7, 3, 8, 4]]])
-    for data in (frame, shuffled):
-        nats = model.log_prob(data)
-        assert nats.event.keys.tolist() == ["b", "a"]
-        for i, key in enumerate(("b", "a")):
-            every = oracle(model, panel_table(model, frame[frame.id == key]))
-            assert nats.nats[i].item() == pytest.approx(every.nats, rel=1e-12)
-            np.testing.assert_allclose(model.posterior(data).marginals[i], every.marginals(), atol=1e-12)
-            np.testing.assert_array_equal(model.decode(data)[i], every.best)
-
-
-def test_a_frame_is_learned_and_given_back_as_a_frame():
-    rng = np.random.default_rng(0)
-    z = np.repeat([0, 1, 0, 1], 20)
-    frame = pd.DataFrame({"id": np.repeat([7, 3], 40), "height": rng.normal(5.0 * z, 1), "visits": rng.poisson(1 + 6 * z),
-                          "mood": np.where(rng.uniform(size=80) < 0.1 + 0.8 * z, "wild", "calm")})  # fmt: skip
-    event = ev.infer(frame, sequence="id")
-    m = pg.HMM(event, 2).fit(frame, seed=0, restarts=2)
-    path = np.concatenate(m.decode(frame))
-    assert max((path == z).mean(), (path != z).mean()) > 0.95
-    drawn = m.sample(3, length=6, seed=0)
-    assert isinstance(drawn, pd.DataFrame)
-    assert len(drawn) == 18
-    assert np.isfinite(m.log_prob(drawn).nats).all()
-
-
-def test_quantiles_of_mixed_columns_are_whole_where_the_column_is():
-    frame, _, model = panel_scene()
-    found = model.forecast(frame, 2).quantile(0.7)
-    assert (found[..., 1] == np.round(found[..., 1])).all()
-    rate = model.emission.parts["visits"].log_rate.exp().detach().numpy().ravel()
-    states = model.forecast(frame, 2).states
-    grid = np.arange(60)
-    for i, s in itertools.product(range(2), repeat=2):
-        mass = states[i, s] @ stats.poisson.cdf(grid, rate[:, None])
-        assert found[i, s, 1] == grid[np.argmax(mass >= 0.7)]
 
 
 # Saving

@@ -21,14 +21,14 @@ def _moves(chain: Chain, steps: Tensor) -> Tensor:
 
 def log_likelihood(chain: Chain) -> Tensor:
     batch = batch_of(chain.lengths, chain.starts)
-    state = chain.first()[batch.order] + chain.potentials[batch.steps[0]]
+    state = chain.first()[batch.order] + chain.table[batch.steps[0]]
     ended: list[Tensor] = []
     for t, n in enumerate(batch.active[1:], 1):
         if n < len(state):
             ended.append(add(state[n:], 1))
             state = state[:n]
         rows = batch.steps[t, :n]
-        state = add(state[:, :, None] + _moves(chain, rows), 1) + chain.potentials[rows]
+        state = add(state[:, :, None] + _moves(chain, rows), 1) + chain.table[rows]
     ended.append(add(state, 1))
     return torch.cat(ended[::-1])[torch.argsort(batch.order)]
 
@@ -37,13 +37,13 @@ def log_likelihood(chain: Chain) -> Tensor:
 def forward(chain: Chain) -> Tensor:
     """log p(x_1..x_t, z_t), shape (total, S)."""
     batch = batch_of(chain.lengths, chain.starts)
-    out = torch.empty_like(chain.potentials)
+    out = torch.empty_like(chain.table)
     state = chain.first()[batch.order]
     for t, n in enumerate(batch.active):
         rows = batch.steps[t, :n]
         if t:
             state = add(state[:n, :, None] + _moves(chain, rows), 1)
-        state = state + chain.potentials[rows]
+        state = state + chain.table[rows]
         out[rows] = state
     return out
 
@@ -52,9 +52,9 @@ def forward(chain: Chain) -> Tensor:
 def backward(chain: Chain) -> Tensor:
     """log p(x_{t+1}..x_T | z_t), shape (total, S)."""
     batch = batch_of(chain.lengths, chain.starts)
-    out = torch.zeros_like(chain.potentials)
+    out = torch.zeros_like(chain.table)
     for t in range(len(batch.active) - 1, 0, -1):
         rows = batch.steps[t, : batch.active[t]]
-        coming = out[rows] + chain.potentials[rows]
+        coming = out[rows] + chain.table[rows]
         out[rows - 1] = add(coming[:, None] + _moves(chain, rows), 2)
     return out

@@ -11,26 +11,22 @@ __all__ = ["best", "draw"]
 
 def best(chain: Chain) -> tuple[Tensor, Tensor]:
     """Viterbi (1967): values of all states forward, then back along the moves that reached them."""
-    values = torch.empty_like(chain.potentials)
-    path = torch.zeros(len(values), dtype=torch.int64)
-    nats = torch.empty(len(chain.lengths), dtype=values.dtype)
+    values = torch.empty_like(chain.table)
+    path = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+    nats = values.new_empty(len(chain.lengths))
     for order, batch in batches(chain.lengths, chain.starts, chain.size**2):
         value = chain.first()[order]
         for t, n in enumerate(batch.active):
             rows = batch.steps[t, :n]
             if t:
                 value = (value[:n, :, None] + _moves(chain, rows)).amax(1)
-            value = value + chain.potentials[rows]
+            value = value + chain.table[rows]
             values[rows] = value
         last = chain.starts[order] + chain.lengths[order] - 1
         nats[order] = values[last].amax(1)
         _back(chain, values, path, batch, last)
-    path[torch.isneginf(nats)[_rows(chain)]] = 0
+    path[torch.isneginf(nats)[chain.rows]] = 0
     return path, nats
-
-
-def _rows(chain: Chain) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(chain.lengths)), chain.lengths)
 
 
 def _moves(chain: Chain, rows: Tensor) -> Tensor:
@@ -49,10 +45,9 @@ def _back(chain: Chain, values: Tensor, path: Tensor, batch: Batch, last: Tensor
         path[rows - 1] = (values[rows - 1] + _into(chain, rows, path[rows])).argmax(1)
 
 
-def draw(chain: Chain, filtered: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Backward sampling from filtered probabilities (Scott 2002)."""
-    paths = torch.zeros(n, len(filtered), dtype=torch.int64)
-    logs = filtered.log()
+def draw(chain: Chain, logs: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Backward sampling from filtered log-probabilities, up to a constant a step (Scott 2002)."""
+    paths = torch.zeros(n, len(logs), dtype=torch.int64, device=logs.device)
     for order, batch in batches(chain.lengths, chain.starts, chain.size * n):
         last = chain.starts[order] + chain.lengths[order] - 1
         paths[:, last] = _pick(logs[last].expand(n, -1, -1), generator)

@@ -1,19 +1,24 @@
 """The questions that chains answer, each by the kernel where it can, else by the torch path."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from probgen.chains import compiled, logspace, paths, scaled
-from probgen.chains.chain import Chain, Filtered, Posterior
+from probgen.chains.chain import Chain, Expected, Filtered, Normals, Posterior
+from probgen.emissions.diagonal import diagonal_moments
 from probgen.errors import ShapeError
 
-__all__ = ["advance", "filter", "first_impossible", "log_likelihood", "posterior", "sample", "viterbi"]
+__all__ = ["advance", "expected", "filter", "first_impossible", "log_likelihood", "posterior", "sample", "viterbi"]
 
 
 def _check(chain: Chain) -> None:
-    total, size = chain.potentials.shape
+    shape = tuple(chain.potentials.shape)
+    if len(shape) != 2:
+        raise ShapeError(f"potentials {shape}", "one row a step, one column a state: (total, S)")
+    total, size = shape
     moves = tuple(chain.transition.shape)
     starts = chain.initial.shape in ((size,), (len(chain.lengths), size))
     fits = len(chain.lengths) and bool((chain.lengths >= 1).all()) and int(chain.lengths.sum()) == total
@@ -28,9 +33,11 @@ def _check(chain: Chain) -> None:
 def log_likelihood(chain: Chain) -> Tensor:
     """log p(x) of each sequence in nats, shape (n,), -inf for impossible ones; differentiable, also twice."""
     _check(chain)
-    parts = (chain.initial, chain.transition, chain.potentials)
-    if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
-        return _Counted.apply(*parts, chain.lengths)
+    if torch.is_grad_enabled():
+        source = chain.potentials
+        parts = (source.loc, source.scale) if isinstance(source, Normals) else (source,)
+        if any(part.requires_grad for part in (chain.initial, chain.transition, *parts)):
+            return _differentiable(chain)
     native = compiled.kernel_for(chain)
     if native is None:
         return _sums(chain, filter(chain).nats)
@@ -42,8 +49,23 @@ def log_likelihood(chain: Chain) -> Tensor:
 
 
 def _sums(chain: Chain, nats: Tensor) -> Tensor:
-    row = torch.repeat_interleave(torch.arange(len(chain.lengths)), chain.lengths)
-    return torch.zeros(len(chain.lengths), dtype=nats.dtype).index_add_(0, row, nats)
+    return nats.new_zeros(len(chain.lengths)).index_add_(0, chain.rows, nats)
+
+
+def _differentiable(chain: Chain) -> Tensor:
+    source = chain.potentials
+    if isinstance(source, Normals) and compiled.kernel_for(chain) is not None:
+        return _CountedNormals.apply(
+            chain.initial, chain.transition, source.loc, source.scale, source.x, chain.lengths
+        )
+    return _Counted.apply(chain.initial, chain.transition, chain.table, chain.lengths)
+
+
+def _second(nats: Tensor, parts: tuple[Tensor, ...], slope: Tensor) -> tuple[Tensor | None, ...]:
+    """Derivatives that can be derived again; None where none is wanted."""
+    wanted = [part for part in parts if part.requires_grad]
+    found = iter(torch.autograd.grad(nats, wanted, slope, create_graph=True, allow_unused=True))
+    return tuple(next(found) if part.requires_grad else None for part in parts)
 
 
 class _Counted(torch.autograd.Function):
@@ -58,19 +80,49 @@ class _Counted(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        initial, transition, potentials, lengths = context.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted
-            nats = logspace.log_likelihood(Chain(initial, transition, potentials, lengths))
-            wanted = [part for part in (initial, transition, potentials) if part.requires_grad]
-            found = iter(torch.autograd.grad(nats, wanted, slope, create_graph=True, allow_unused=True))
-            first, moves, marginals = (
-                next(found) if part.requires_grad else None for part in (initial, transition, potentials)
-            )
-            return first, moves, marginals, None
-        chain = Chain(initial, transition, potentials, lengths)
-        found = posterior(chain, weights=slope)
-        first = found.initial if initial.ndim == 2 else found.initial.sum(0)
-        return first, found.transitions, found.marginals, None
+        *parts, lengths = context.saved_tensors
+        chain = Chain(*parts, lengths)
+        if torch.is_grad_enabled():
+            return *_second(logspace.log_likelihood(chain), tuple(parts), slope), None
+        found = expected(chain, slope, marginals=True)
+        return _like(found.initial, chain.initial), found.transitions, found.marginals, None
+
+
+class _CountedNormals(torch.autograd.Function):
+    """As _Counted, for Normals: the gradient in their parameters is made of the moments that an M step takes."""
+
+    @staticmethod
+    def forward(context: Any, *parts: Tensor) -> Tensor:
+        initial, transition, loc, scale, x, lengths = (part.detach() for part in parts)
+        chain = Chain(initial, transition, Normals(x, loc, scale), lengths)
+        found = expected(chain, None, marginals=False)
+        context.save_for_backward(*parts)
+        context.found = found
+        return found.nats.clone()
+
+    @staticmethod
+    def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        initial, transition, loc, scale, x, lengths = context.saved_tensors
+        chain = Chain(initial, transition, Normals(x, loc, scale), lengths)
+        if torch.is_grad_enabled():
+            nats = logspace.log_likelihood(chain.tabled())
+            return *_second(nats, (initial, transition, loc, scale), slope), None, None
+        same = bool((slope == slope[0]).all())
+        found = context.found if same else expected(chain, slope, marginals=False)
+        times = slope[0] if same else 1.0
+        n, first, second = found.moments
+        return (
+            _like(found.initial, initial) * times,
+            found.transitions * times,
+            first / scale.square() * times,
+            (second / scale**3 - n / scale) * times,
+            None,
+            None,
+        )
+
+
+def _like(initial: Tensor, wanted: Tensor) -> Tensor:
+    return initial if wanted.ndim == 2 else initial.sum(0)
 
 
 @torch.no_grad()
@@ -81,12 +133,13 @@ def filter(chain: Chain) -> Filtered:
     redo = flagged.nonzero()[:, 0]
     if len(redo):
         part, steps = chain.part(redo)
-        joint = logspace.forward(part)
+        joint = logspace.forward(part.tabled())
         totals = logspace.add(joint, 1)
         states[steps] = (joint - torch.where(totals > -torch.inf, totals, 0.0)[:, None]).exp()
         before = torch.roll(totals, 1)
         before[part.starts] = 0.0
-        nats[steps] = torch.where(totals > -torch.inf, totals - torch.where(before > -torch.inf, before, 0.0), -torch.inf)
+        before = torch.where(before > -torch.inf, before, 0.0)
+        nats[steps] = torch.where(totals > -torch.inf, totals - before, -torch.inf)
     return _ended(chain, states, nats)
 
 
@@ -96,7 +149,8 @@ def _filter(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     if native is not None:
         swept, nats, states = compiled.forward(native, chain, steps=True)
         return states, nats, swept.flags > 0  # type: ignore[return-value]
-    weights, top = scaled.shifted(chain.potentials)
+    chain = chain.tabled()
+    weights, top = scaled.shifted(chain.table)
     found = scaled.forward(chain, weights)
     return found.states, torch.where(found.sums > 0, found.sums.log() + top, -torch.inf), found.flagged
 
@@ -106,23 +160,30 @@ def _ended(chain: Chain, states: Tensor, nats: Tensor) -> Filtered:
     if bool((nats > -torch.inf).all()):
         return Filtered(states, nats)
     first = _first(chain, nats)
-    row = torch.repeat_interleave(torch.arange(len(first)), chain.lengths)
-    within = torch.arange(len(nats)) - chain.starts[row]
+    row = chain.rows
+    within = torch.arange(len(nats), device=nats.device) - chain.starts[row]
     gone = (first[row] >= 0) & (within >= first[row])
     return Filtered(torch.where(gone[:, None], 0.0, states), torch.where(gone, -torch.inf, nats))
 
 
 def _first(chain: Chain, nats: Tensor) -> Tensor:
-    row = torch.repeat_interleave(torch.arange(len(chain.lengths)), chain.lengths)
-    within = torch.arange(len(nats)) - chain.starts[row]
+    row = chain.rows
+    within = torch.arange(len(nats), device=nats.device) - chain.starts[row]
     bad = torch.isneginf(nats)
     never = torch.iinfo(torch.int64).max
-    first = torch.full((len(chain.lengths),), never).scatter_reduce(0, row[bad], within[bad], "amin")
+    first = torch.full_like(chain.lengths, never).scatter_reduce(0, row[bad], within[bad], "amin")
     return torch.where(first == never, -1, first)
 
 
+@torch.no_grad()
 def first_impossible(chain: Chain) -> Tensor:
     """The step at which each sequence became impossible, shape (n,), int64; -1 where it never did."""
+    _check(chain)
+    native = compiled.kernel_for(chain)
+    if native is not None:
+        swept, _, _ = compiled.forward(native, chain, steps=False)
+        if not bool(swept.flags.any() | swept.impossible.any()):
+            return torch.full_like(chain.lengths, -1)
     return _first(chain, filter(chain).nats)
 
 
@@ -136,88 +197,93 @@ def advance(chain: Chain) -> tuple[Tensor, Tensor]:
     last = chain.starts + chain.lengths - 1
     state = found.probabilities[last].log()
     if not bool(chain.transition.amin() > -300):
-        joint = logspace.forward(chain)[last]
+        joint = logspace.forward(chain.tabled())[last]
         total = logspace.add(joint, 1)
         state = joint - torch.where(total > -torch.inf, total, 0.0)[:, None]
     return _sums(chain, found.nats), state
 
 
 @torch.no_grad()
-def posterior(chain: Chain, pairs: bool = False, weights: Tensor | None = None) -> Posterior:
-    """p(z_t | x) and expected moves.
+def posterior(chain: Chain, pairs: bool = False) -> Posterior:
+    """p(z_t | x) and expected moves; with ``pairs``, and for inhomogeneous chains, moves step by step."""
+    _check(chain)
+    if pairs and chain.homogeneous:
+        chain = replace(chain, transition=chain.transition.expand(len(chain.potentials), -1, -1))
+    found = expected(chain, None, marginals=True)
+    return Posterior(found.nats, found.marginals, found.initial, found.transitions)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def expected(chain: Chain, weights: Tensor | None = None, marginals: bool = False) -> Expected:
+    """What an M step reads: of Normals, unless ``marginals`` are asked for, moments.
 
     Arguments:
-        pairs: Whether moves are wanted step by step, (total, S, S); for inhomogeneous chains they are.
-        weights: Of each sequence, shape (n,), multiplying its marginals and moves.
+        weights: Of each sequence, shape (n,), multiplying its share of everything but ``nats``.
     """
     _check(chain)
-    likelihood, flagged, marginals, state, coming = _smooth(chain)
-    plain = weights is None and not bool(flagged.any()) and bool((likelihood > -torch.inf).all())
-    if not plain:
-        factor = torch.ones_like(likelihood) if weights is None else weights.to(likelihood.dtype)
-        factor = torch.where(flagged | torch.isneginf(likelihood), 0.0, factor)
-        factor = factor.repeat_interleave(chain.lengths)[:, None]
-        marginals, coming = (torch.where(factor != 0, table * factor, 0.0) for table in (marginals, coming))
-    pairs = pairs or not chain.homogeneous
-    moves = _moves(chain, state, coming, pairs)
+    native = compiled.kernel_for(chain)
+    if native is None:
+        return _by_torch(chain, weights, marginals)
+    swept, found = compiled.expected(native, chain, weights, marginals)
+    bad = (swept.flags > 0) | (swept.impossible > 0)
+    return found if not bool(bad.any()) else _by_torch(chain, weights, marginals)
+
+
+def _by_torch(chain: Chain, weights: Tensor | None, marginals: bool) -> Expected:
+    source, chain = chain.potentials, chain.tabled()
+    each, top = scaled.shifted(chain.table)
+    forth, aft = scaled.forward(chain, each), scaled.backward(chain, each)
+    flagged = forth.flagged | aft.flagged
+    nats = _sums(chain, torch.where(forth.sums > 0, forth.sums.log() + top, -torch.inf))
+    factor = torch.ones_like(nats) if weights is None else weights.to(nats.dtype)
+    factor = torch.where(flagged | torch.isneginf(nats), 0.0, factor).repeat_interleave(chain.lengths)
+    share = forth.states * aft.states
+    table = torch.where(factor[:, None] != 0, share * (factor / _positive(share.sum(1)))[:, None], 0.0)
+    factor[chain.starts] = 0.0  # no move leads from one sequence's end to the next one's start
+    moves = _moves(chain, forth.states, aft.states * each, factor)
     redo = flagged.nonzero()[:, 0]
     if len(redo):
         part, steps = chain.part(redo)
-        own = torch.ones(len(redo), dtype=marginals.dtype) if weights is None else weights[redo]
-        likelihood[redo], marginals[steps], more = _in_logs(part, own)
-        if pairs:
-            moves[steps] = more
-        else:
+        own = torch.ones(len(redo), dtype=table.dtype) if weights is None else weights[redo]
+        nats[redo], table[steps], more = _in_logs(part, own)
+        if chain.homogeneous:
             moves += more.sum(0)
-    return Posterior(likelihood, marginals, marginals[chain.starts], moves)
-
-
-def _smooth(chain: Chain) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Log-likelihoods, flags, marginals, filtered probabilities, and the factor that makes expected moves of them:
-    those into step t are filtered[t - 1] (x) factor[t], times the moves."""
-    native = compiled.kernel_for(chain)
-    if native is not None:
-        swept, marginals, states, factor = compiled.posterior(native, chain)
-        return swept.nats, swept.flags > 0, marginals, states, factor
-    each, top = scaled.shifted(chain.potentials)
-    forth, aft = scaled.forward(chain, each), scaled.backward(chain, each)
-    likelihood = _sums(chain, torch.where(forth.sums > 0, forth.sums.log() + top, -torch.inf))
-    share = forth.states * aft.states
-    coming = aft.states * each
-    before = torch.roll(forth.states, 1, 0)
-    matrix = chain.transition.exp()
-    ahead = before @ matrix if chain.homogeneous else torch.einsum("ti,tij->tj", before, matrix)
-    norm = (ahead * coming).sum(1)
-    marginals, factor = share / _positive(share.sum(1))[:, None], coming / _positive(norm)[:, None]
-    return likelihood, forth.flagged | aft.flagged, marginals, forth.states, factor
+        else:
+            moves[steps] = more
+    if isinstance(source, Normals) and not marginals:
+        return Expected(nats, table[chain.starts], moves, None, diagonal_moments(source.x, table, source.loc))
+    return Expected(nats, table[chain.starts], moves, table, None)
 
 
 def _positive(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 1.0)
 
 
-def _moves(chain: Chain, state: Tensor, factor: Tensor, pairs: bool) -> Tensor:
-    """Expected moves; one matrix product where only their sum is asked. Overwrites the factor of first steps."""
+def _moves(chain: Chain, state: Tensor, coming: Tensor, factor: Tensor) -> Tensor:
+    """Expected moves; one matrix product where only their sum is asked."""
     matrix = chain.transition.exp()
-    factor[chain.starts] = 0.0  # no move leads from one sequence's end to the next one's start
-    if pairs:
-        return torch.roll(state, 1, 0)[:, :, None] * matrix * factor[:, None]
-    return (state[:-1].T @ factor[1:]) * matrix
+    before = torch.roll(state, 1, 0)
+    ahead = before @ matrix if chain.homogeneous else torch.einsum("ti,tij->tj", before, matrix)
+    factor = factor / _positive((ahead * coming).sum(1))
+    coming = torch.where(factor[:, None] != 0, coming * factor[:, None], 0.0)
+    return (before.T @ coming) * matrix if chain.homogeneous else before[:, :, None] * matrix * coming[:, None]
 
 
 def _in_logs(part: Chain, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-likelihoods, marginals and moves of sequences whose scaled probabilities would underflow."""
     forth, aft = logspace.forward(part), logspace.backward(part)
     nats = logspace.add(forth[part.starts + part.lengths - 1], 1)
-    row = torch.repeat_interleave(torch.arange(len(nats)), part.lengths)
+    row = part.rows
     possible = torch.isfinite(nats)
     less = torch.where(possible, nats, 0.0)[row]
     factor = torch.where(possible, factor, 0.0)[row]
-    marginals = (forth + aft - less[:, None]).exp() * factor[:, None]
-    joint = torch.roll(forth, 1, 0)[:, :, None] + part.transition + (part.potentials + aft)[:, None] - less[:, None, None]
+    marginals = torch.where(factor[:, None] != 0, (forth + aft - less[:, None]).exp() * factor[:, None], 0.0)
+    before = torch.roll(forth, 1, 0)[:, :, None]
+    joint = before + part.transition + (part.table + aft)[:, None] - less[:, None, None]
     factor = factor.clone()
     factor[part.starts] = 0.0
-    return nats, marginals, torch.where(factor[:, None, None] != 0, joint.exp(), 0.0) * factor[:, None, None]
+    factor = factor[:, None, None]
+    return nats, marginals, torch.where(factor != 0, torch.where(factor != 0, joint, 0.0).exp() * factor, 0.0)
 
 
 @torch.no_grad()
@@ -225,10 +291,17 @@ def viterbi(chain: Chain) -> tuple[Tensor, Tensor]:
     """The most probable path, (total,) int64, and its joint log-probability, (n,); ties go to the lower state."""
     _check(chain)
     native = compiled.kernel_for(chain)
-    return paths.best(chain) if native is None else compiled.best(native, chain)
+    return paths.best(chain.tabled()) if native is None else compiled.best(native, chain)
 
 
 @torch.no_grad()
 def sample(chain: Chain, n: int, generator: torch.Generator) -> Tensor:
     """n paths from p(z | x) of each sequence, shape (n, total): forward filtering, backward sampling."""
-    return paths.draw(chain, filter(chain).probabilities, n, generator)
+    _check(chain)
+    states, _, flagged = _filter(chain)
+    logs = states.log()
+    redo = flagged.nonzero()[:, 0]
+    if len(redo):
+        part, steps = chain.part(redo)
+        logs[steps] = logspace.forward(part.tabled())
+    return paths.draw(chain.tabled(), logs, n, generator)

@@ -18,8 +18,6 @@ __all__ = ["Scaled", "backward", "forward", "shifted"]
 _LONG = 2048  # steps beyond which one sequence is cut into windows
 _WARM_UP = 64  # steps that a window begins early
 _APART = 1e-13
-_MIXING = 1e-150  # moves all more probable than this make any lost share harmless
-_TINY = 1e-280
 _ENTRIES = 1 << 23  # of a table that one batch may fill
 
 
@@ -62,10 +60,13 @@ class _Run:
     def __init__(self, chain: Chain, weights: Tensor) -> None:
         self.chain, self.weights = chain, weights
         self.moves = chain.transition.exp()
-        self.careful = not bool(self.moves.amin() > _MIXING)
+        smallest = torch.finfo(weights.dtype).tiny
+        self.tiny = smallest**0.9
+        self.mixing = smallest**0.325  # moves all more probable than this make any lost share harmless
+        self.careful = not bool(self.moves.amin() > self.mixing)
         self.states = torch.zeros_like(weights)
-        self.sums = torch.zeros(len(weights), dtype=weights.dtype)
-        self.flagged = torch.zeros(len(chain.lengths), dtype=torch.bool)
+        self.sums = weights.new_zeros(len(weights))
+        self.flagged = torch.zeros(len(chain.lengths), dtype=torch.bool, device=weights.device)
 
     def ahead(self, state: Tensor, rows: Tensor) -> Tensor:
         """Predicted probabilities at rows."""
@@ -81,11 +82,11 @@ class _Run:
 
     def loses(self, weighted: Tensor, state: Tensor, rows: Tensor) -> Tensor:
         """Whether a possible state's share has underflowed, a row."""
-        return ((weighted < _TINY) & (state > 0) & (self.chain.potentials[rows] > -torch.inf)).any(1)
+        return ((weighted < self.tiny) & (state > 0) & (self.chain.table[rows] > -torch.inf)).any(1)
 
     def each(self, step: object) -> None:
         """Long sequences in windows where that is exact, the others in batches."""
-        whole = torch.ones(len(self.chain.lengths), dtype=torch.bool)
+        whole = torch.ones(len(self.chain.lengths), dtype=torch.bool, device=self.weights.device)
         forward = step is _Run.forth
         if self.chain.homogeneous and not self.careful:
             for row in (self.chain.lengths > _LONG).nonzero()[:, 0].tolist():
@@ -105,15 +106,17 @@ class _Run:
             if self.careful:
                 self.flagged[mine[:n]] |= self.loses(weighted, state, rows)
             total = weighted.sum(1)
+            if t == 0:  # no move has spread the shares of a first step
+                self.flagged[mine] |= total < self.mixing
             state = weighted / torch.where(total > 0, total, 1.0)[:, None]
             self.states[rows], self.sums[rows] = state, total
 
     def aft(self, mine: Tensor, batch: Batch) -> None:
-        message = torch.ones(0, self.chain.size, dtype=self.weights.dtype)
+        message = self.weights.new_ones(0, self.chain.size)
         for t in range(len(batch.active) - 1, -1, -1):
             n = batch.active[t]
             rows = batch.steps[t, :n]
-            ending = torch.ones(n - len(message), self.chain.size, dtype=message.dtype)
+            ending = message.new_ones(n - len(message), self.chain.size)
             message = torch.cat([message, ending])  # shorter sequences stand behind and end here
             self.states[rows] = message
             if t:
@@ -135,11 +138,11 @@ class _Run:
         return False
 
     def _windows_forth(self, row: int, start: int, length: int, own: int, warm: int) -> bool:
-        begins = torch.arange(0, length, own)
-        steps = begins + torch.arange(-warm, own)[:, None]
+        begins = torch.arange(0, length, own, device=self.weights.device)
+        steps = begins + torch.arange(-warm, own, device=self.weights.device)[:, None]
         weights = self.weights[start + steps.clamp(0, length - 1)]  # (warm + own, windows, S)
         state = torch.full_like(weights[0], 1 / self.chain.size)
-        sums = torch.empty(weights.shape[:2], dtype=weights.dtype)
+        sums = weights.new_empty(weights.shape[:2])
         for t in range(len(weights)):
             state = state @ self.moves
             if t == warm:
@@ -147,6 +150,8 @@ class _Run:
                 entering = state
             state = state * weights[t]
             total = state.sum(1)
+            if t == warm and not bool(total[0] >= self.mixing):
+                return False
             state = state / torch.where(total > 0, total, 1.0)[:, None]
             weights[t], sums[t] = state, total
         true = weights[-1, :-1] @ self.moves
@@ -157,8 +162,8 @@ class _Run:
         return True
 
     def _windows_aft(self, row: int, start: int, length: int, own: int, warm: int) -> bool:
-        begins = torch.arange(0, length, own)
-        steps = begins + torch.arange(own + warm)[:, None]
+        begins = torch.arange(0, length, own, device=self.weights.device)
+        steps = begins + torch.arange(own + warm, device=self.weights.device)[:, None]
         weights = self.weights[start + steps.clamp(max=length - 1)]  # (own + warm, windows, S)
         message = torch.ones_like(weights[0])
         beyond = steps >= length - 1

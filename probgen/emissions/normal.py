@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from probgen.emissions.diagonal import can_compile, compiled_moments, diagonal_log_prob
+from probgen.emissions.diagonal import diagonal_log_prob, diagonal_moments
 from probgen.emissions.emission import Emission, Statistics, by_blocks, column_moments
 from probgen.errors import FitError, ParameterError
 from probgen.events import Array
@@ -134,24 +134,8 @@ class Normal(Emission):
             y = x[None] - loc[:, None]
             weighted = weights.T[..., None] * y
             return {"n": weights.sum(0), "first": weighted.sum(1), "second": weighted.mT @ y}
-        return self._cellwise_moments(x, weights, loc)
-
-    @torch.no_grad()
-    def _cellwise_moments(self, x: Tensor, weights: Tensor, loc: Tensor) -> Statistics:
-        """About the middle of the means where a shift from there costs no digits; else state by state."""
-        if can_compile(x, weights, loc):
-            return dict(zip(("n", "first", "second"), compiled_moments(x, weights, loc), strict=True))
-        centre = loc.mean(0)
-        seen, y, shift = (~x.isnan()).to(x.dtype), torch.nan_to_num(x - centre), loc - centre
-        if (shift.abs() < 100 * self.scale()).all():
-            n, first, second = (weights.T @ torch.cat([seen, y, y.square()], 1)).split(self.dim, 1)
-            return {"n": n, "first": first - n * shift, "second": second - shift * (2 * first - n * shift)}
-        sums = []
-        for column, means in zip(x.T, loc.T, strict=True):
-            away = torch.nan_to_num(column[:, None] - means)
-            sums.append(torch.stack([(weights * away).sum(0), (weights * away * away).sum(0)]))
-        first, second = torch.stack(sums, -1)
-        return {"n": weights.T @ seen, "first": first, "second": second}
+        with torch.no_grad():
+            return dict(zip(("n", "first", "second"), diagonal_moments(x, weights, loc), strict=True))
 
     def _completed(self, x: Tensor, weights: Tensor, loc: Tensor) -> Statistics:
         """Missing cells by their conditional mean and covariance (Ghahramani and Jordan 1994)."""

@@ -4,12 +4,13 @@
 
 struct Table {
     std::vector<double> space;
-    double *at;
-    explicit Table(size_t vectors) : space(vectors * LANES + 8) {
+    V *at = nullptr;
+    explicit Table(size_t vectors = 0) { room(vectors); }
+    void room(size_t vectors) {
+        space.resize(vectors * LANES + 8);
         auto raw = reinterpret_cast<std::uintptr_t>(space.data());
-        at = reinterpret_cast<double *>((raw + 63) & ~std::uintptr_t(63));
+        at = reinterpret_cast<V *>((raw + 63) & ~std::uintptr_t(63));
     }
-    V &operator[](size_t i) { return reinterpret_cast<V *>(at)[i]; }
     void swap(Table &other) { space.swap(other.space); std::swap(at, other.at); }
 };
 
@@ -19,7 +20,7 @@ static inline V all(double x) {
     return v;
 }
 static inline double &lane(V &v, int l) { return reinterpret_cast<double *>(&v)[l]; }
-static inline V larger(V a, V b) { return a > b ? a : b; }
+static inline double *numbers(V *v) { return reinterpret_cast<double *>(v); }
 
 // exp of x <= 0 to one unit in the last place; below -708 it is 0, so that no denormal arises.
 // Cody and Waite's reduction to |r| <= log(2) / 2, then Taylor's polynomial of degree 13.
@@ -69,11 +70,11 @@ struct Sum {
 };
 struct Best {
     static V none() { return all(-INFINITY); }
-    static V with(V best, V a, double m) { V x = a + m; return x > best ? x : best; }
+    static V with(V best, V a, double m) { return larger(a + m, best); }
 };
 
 template <class Kind, int BLOCK>
-static inline void columns(Table &in, const double *matrix, size_t S, size_t j, Table &out) {
+static inline void columns(const V *in, const double *matrix, size_t S, size_t j, V *out) {
     V total[BLOCK];
     for (int b = 0; b < BLOCK; ++b) total[b] = Kind::none();
     const double *row = matrix + j;
@@ -85,180 +86,400 @@ static inline void columns(Table &in, const double *matrix, size_t S, size_t j, 
 }
 
 template <class Kind>
-static inline void product(Table &in, const double *matrix, size_t S, Table &out) {
+static inline void product(const V *in, const double *matrix, size_t S, V *out) {
     size_t j = 0;
+    if (LANES == 8)
+        for (; j + 16 <= S; j += 16) columns<Kind, 16>(in, matrix, S, j, out);
     for (; j + 8 <= S; j += 8) columns<Kind, 8>(in, matrix, S, j, out);
     if (j + 4 <= S) { columns<Kind, 4>(in, matrix, S, j, out); j += 4; }
     if (j + 2 <= S) { columns<Kind, 2>(in, matrix, S, j, out); j += 2; }
     if (j < S) columns<Kind, 1>(in, matrix, S, j, out);
 }
 
-static inline void gather(const double *table, const size_t *at, size_t S, Table &out) {
-    for (int l = 0; l < LANES; ++l) {
-        const double *row = table + at[l] * S;
-        for (size_t s = 0; s < S; ++s) out.at[s * LANES + l] = row[s];
+// counts[i][j] += sum over steps of before[i] after[j]; consecutive steps stand `stride` vectors apart.
+template <int BI, int BJ>
+static inline void count_block(const V *before, const V *after, size_t stride, size_t steps, size_t S, V *counts) {
+    V total[BI][BJ];
+    for (int i = 0; i < BI; ++i)
+        for (int j = 0; j < BJ; ++j) total[i][j] = counts[size_t(i) * S + j];
+    for (size_t t = 0; t < steps; ++t, before += stride, after += stride) {
+        V a[BI];
+        for (int i = 0; i < BI; ++i) a[i] = before[i];
+        for (int j = 0; j < BJ; ++j) {
+            V b = after[j];
+            for (int i = 0; i < BI; ++i) total[i][j] += a[i] * b;
+        }
+    }
+    for (int i = 0; i < BI; ++i)
+        for (int j = 0; j < BJ; ++j) counts[size_t(i) * S + j] = total[i][j];
+}
+
+static void count(const V *before, const V *after, size_t stride, size_t steps, size_t S, V *counts) {
+    constexpr int WIDE = LANES == 8 ? 4 : 2;
+    size_t i = 0;
+    for (; i + WIDE <= S; i += WIDE) {
+        size_t j = 0;
+        for (; j + 4 <= S; j += 4) count_block<WIDE, 4>(before + i, after + j, stride, steps, S, counts + i * S + j);
+        for (; j < S; ++j) count_block<WIDE, 1>(before + i, after + j, stride, steps, S, counts + i * S + j);
+    }
+    for (; i < S; ++i) {
+        size_t j = 0;
+        for (; j + 4 <= S; j += 4) count_block<1, 4>(before + i, after + j, stride, steps, S, counts + i * S + j);
+        for (; j < S; ++j) count_block<1, 1>(before + i, after + j, stride, steps, S, counts + i * S + j);
     }
 }
 
-static inline void scatter(Table &in, const size_t *at, const bool *own, size_t S, double *table) {
+static inline void gather(const double *table, const size_t *at, size_t S, V *out) {
+    double *to = numbers(out);
+    for (int l = 0; l < LANES; ++l) {
+        const double *row = table + at[l] * S;
+        for (size_t s = 0; s < S; ++s) to[s * LANES + l] = row[s];
+    }
+}
+
+static inline void scatter(const V *in, const size_t *at, const bool *own, size_t S, double *table) {
+    const double *from = reinterpret_cast<const double *>(in);
     for (int l = 0; l < LANES; ++l) {
         if (!own[l]) continue;
         double *row = table + at[l] * S;
-        for (size_t s = 0; s < S; ++s) row[s] = in.at[s * LANES + l];
+        for (size_t s = 0; s < S; ++s) row[s] = from[s * LANES + l];
+    }
+}
+
+// log p(x | state) of the rows in all lanes: looked up, or those of normals with independent cells.
+static inline void potentials_of(const Problem &p, const size_t *at, V *out) {
+    const size_t S = p.S;
+    if (p.potentials) { gather(p.potentials, at, S, out); return; }
+    const size_t D = p.D;
+    const double *loc = p.loc, *inverse = p.inverse, *constant = p.constant;
+    V x[8];
+    for (size_t first = 0; first < D; first += 8) {
+        const size_t wide = std::min<size_t>(8, D - first);
+        bool gaps = false;
+        for (size_t d = 0; d < wide; ++d)
+            for (int l = 0; l < LANES; ++l) {
+                double each = p.x[at[l] * D + first + d];
+                lane(x[d], l) = each;
+                gaps = gaps || each != each;
+            }
+        for (size_t s = 0; s < S; ++s) {
+            V total = first ? out[s] : all(0.0);
+            for (size_t d = 0; d < wide; ++d) {
+                const size_t place = s * D + first + d;
+                V z = (x[d] - loc[place]) * inverse[place];
+                V nats = constant[place] - z * z;
+                total += gaps ? (x[d] == x[d] ? nats : all(0.0)) : nats;
+            }
+            out[s] = total;
+        }
     }
 }
 
 // Weights exp(potential - row maximum), and the maxima (0 where a row is all -inf).
-static inline V weigh(const double *potentials, const size_t *at, size_t S, Table &out) {
-    gather(potentials, at, S, out);
+static inline V weigh(const Problem &p, const size_t *at, V *out) {
+    potentials_of(p, at, out);
     V top = out[0];
-    for (size_t s = 1; s < S; ++s) top = larger(top, out[s]);
+    for (size_t s = 1; s < p.S; ++s) top = larger(top, out[s]);
     top = top < all(-1.7976931348623157e308) ? all(0.0) : top;
-    for (size_t s = 0; s < S; ++s) out[s] = exp_negative(out[s] - top);
+    for (size_t s = 0; s < p.S; ++s) out[s] = exp_negative(out[s] - top);
     return top;
 }
 
-// Which lanes lose a possible state's share to underflow.
-static inline V losing(Table &before, Table &after, const double *potentials, const size_t *at, size_t S, V lost) {
-    for (size_t s = 0; s < S; ++s) {
-        V possible;
-        for (int l = 0; l < LANES; ++l) lane(possible, l) = potentials[at[l] * S + s] > -INFINITY ? 1.0 : 0.0;
-        V bad = after[s] < all(1e-280) ? possible : all(0.0);
-        lost = larger(lost, before[s] > all(0.0) ? bad : all(0.0));
+static inline double dot(const double *a, const double *b, size_t S) {
+    V sums = all(0.0), left, right;
+    size_t s = 0;
+    for (; s + LANES <= S; s += LANES) {
+        std::memcpy(&left, a + s, sizeof left);
+        std::memcpy(&right, b + s, sizeof right);
+        sums += left * right;
     }
-    return lost;
+    double total = 0;
+    for (int l = 0; l < LANES; ++l) total += lane(sums, l);
+    for (; s < S; ++s) total += a[s] * b[s];
+    return total;
 }
 
-static void forward(const Problem &p, const Job *jobs, int count) {
-    const size_t S = p.S;
-    Table state(S), next(S), weights(S);
-    V tops = all(0.0), lost = all(0.0);
+// A group of jobs, one a lane (the first again in lanes without one), and where each is at step t from its warm-up on.
+struct Group {
+    const Problem &p;
+    Job job[LANES];
+    int count;
+    size_t S;
+    long long longest = 0, smooth_from = 0, smooth_to = 1LL << 60;  // steps at which nothing begins or ends
+    Table state, next, weights;
+    bool recording = true;  // false where a block is run a second time
+    V tops, lost;
     Product scale;
-    Job mine[LANES];
-    long long longest = 0;
-    for (int l = 0; l < LANES; ++l) {
-        mine[l] = jobs[l < count ? l : 0];
-        longest = std::max<long long>(longest, mine[l].end - mine[l].begin + mine[l].warm);
-        for (size_t s = 0; s < S; ++s)
-            state.at[s * LANES + l] = mine[l].warm ? 1.0 / double(S) : p.first[mine[l].sequence * p.first_stride + s];
-    }
-    for (long long t = 0; t < longest; ++t) {
-        size_t at[LANES];
-        bool own[LANES], edge = false;
+
+    Group(const Problem &problem, const Job *jobs, int n) : p(problem), count(n), S(problem.S), state(S), next(S), weights(S) {
+        tops = lost = all(0.0);
         for (int l = 0; l < LANES; ++l) {
-            long long place = mine[l].begin - mine[l].warm + t;
-            own[l] = l < count && place >= mine[l].begin && place < mine[l].end;
-            edge = edge || place <= mine[l].begin || place >= mine[l].end - 1;
-            at[l] = size_t(std::min(place, mine[l].end - 1));
+            job[l] = jobs[l < n ? l : 0];
+            long long own = job[l].end - job[l].begin;
+            longest = std::max(longest, own + job[l].warm);
+            smooth_from = std::max(smooth_from, job[l].warm + 1);
+            smooth_to = std::min(smooth_to, own + job[l].warm - 1);
         }
-        if (t) { product<Sum>(state, p.moves, S, next); state.swap(next); }
-        if (edge)
+        if (n < LANES) smooth_to = 0;
+    }
+
+    // Rows of a step, which lanes are at one of their own steps, and whether all are well inside.
+    bool place(long long t, bool backward, size_t *at, bool *own) const {
+        bool smooth = t >= smooth_from && t < smooth_to;
+        for (int l = 0; l < LANES; ++l) {
+            const Job &j = job[l];
+            long long row = backward ? j.end + j.warm - 1 - t : j.begin - j.warm + t;
+            own[l] = smooth || (l < count && row >= j.begin && row < j.end);
+            at[l] = size_t(smooth ? row : backward ? std::max(row, j.begin) : std::min(row, j.end - 1));
+        }
+        return smooth;
+    }
+
+    void first(double guess) {
+        for (size_t s = 0; s < S; ++s)
+            for (int l = 0; l < LANES; ++l)
+                lane(state.at[s], l) = job[l].warm ? guess : p.first[job[l].sequence * p.first_stride + s];
+    }
+
+    void note(int l, double *where, const V *table) const {
+        if (!where) return;
+        for (size_t s = 0; s < S; ++s) where[s] = reinterpret_cast<const double *>(table)[s * LANES + l];
+    }
+
+    // Which lanes lose a possible state's share to underflow.
+    void losing(const V *before, const V *after, const size_t *at) {
+        Table raw(S);
+        potentials_of(p, at, raw.at);
+        for (size_t s = 0; s < S; ++s) {
+            V possible = raw.at[s] > all(-1.7976931348623157e308) ? all(1.0) : all(0.0);
+            V bad = after[s] < all(1e-280) ? possible : all(0.0);
+            lost = larger(before[s] > all(0.0) ? bad : all(0.0), lost);
+        }
+    }
+
+    // One step forward. Filtered probabilities are left in state, and with the weights in tile where one is given.
+    void step(long long t, V *tile) {
+        size_t at[LANES];
+        bool own[LANES];
+        bool smooth = place(t, false, at, own);
+        if (t) { product<Sum>(state.at, p.moves, S, next.at); state.swap(next); }
+        if (!smooth)
             for (int l = 0; l < count; ++l)
-                if (own[l] && (long long)at[l] == mine[l].begin) {
+                if (own[l] && (long long)at[l] == job[l].begin) {
                     scale.restart(l);
                     lane(tops, l) = 0.0;
-                    if (mine[l].entering) for (size_t s = 0; s < S; ++s) mine[l].entering[s] = state.at[s * LANES + l];
+                    note(l, job[l].entering, state.at);
                 }
-        V top = weigh(p.potentials, at, S, weights);
+        V *w = tile ? tile + S : weights.at;
+        V top = weigh(p, at, w);
         V sum = all(0.0);
-        for (size_t s = 0; s < S; ++s) { next[s] = state[s] * weights[s]; sum += next[s]; }
-        if (p.careful) lost = losing(state, next, p.potentials, at, S, lost);
+        for (size_t s = 0; s < S; ++s) { next.at[s] = state.at[s] * w[s]; sum += next.at[s]; }
+        if (p.careful) losing(state.at, next.at, at);
         V safe = sum > all(0.0) ? sum : all(1.0);
         V inverse = all(1.0) / safe;
-        for (size_t s = 0; s < S; ++s) state[s] = next[s] * inverse;
+        V *to = tile ? tile : state.at;
+        for (size_t s = 0; s < S; ++s) to[s] = next.at[s] * inverse;
+        if (tile) std::memcpy(state.at, tile, S * sizeof(V));
         scale.times(safe);
         tops += top;
         if (p.sums)
             for (int l = 0; l < count; ++l)
                 if (own[l]) { p.sums[at[l]] = lane(sum, l); p.tops[at[l]] = lane(top, l); }
-        if (p.states) scatter(state, at, own, S, p.states);
-        for (int l = 0; l < count; ++l) {
-            if (own[l] && !(lane(sum, l) > 0) && !*mine[l].impossible) *mine[l].impossible = 1 + at[l];
-            if (edge && own[l] && (long long)at[l] == mine[l].end - 1) {
-                *mine[l].nats = scale.log(l) + lane(tops, l);
-                *mine[l].flag |= lane(lost, l) > 0;
-                if (mine[l].leaving) for (size_t s = 0; s < S; ++s) mine[l].leaving[s] = state.at[s * LANES + l];
+        if (p.states) scatter(to, at, own, S, p.states);
+        V dead = sum > all(0.0) ? all(0.0) : all(1.0);
+        bool some = false;
+        for (int l = 0; l < LANES; ++l) some = some || lane(dead, l) > 0;
+        if (!recording) return;
+        if (some)
+            for (int l = 0; l < count; ++l)
+                if (own[l] && lane(dead, l) > 0 && !*job[l].impossible) *job[l].impossible = 1 + (long long)at[l];
+        if (smooth) return;
+        for (int l = 0; l < count; ++l)
+            if (own[l] && (long long)at[l] == job[l].end - 1) {
+                *job[l].nats = scale.log(l) + lane(tops, l);
+                *job[l].flag |= lane(lost, l) > 0;
+                note(l, job[l].leaving, to);
+            }
+        for (int l = 0; l < count; ++l)  // no move has spread the shares of a first step
+            if (own[l] && (long long)at[l] == job[l].start) *job[l].flag |= !(lane(sum, l) >= 1e-100);
+    }
+};
+
+static void forward(const Problem &p, const Job *jobs, int count, Room &) {
+    Group g(p, jobs, count);
+    g.first(1.0 / double(p.S));
+    for (long long t = 0; t < g.longest; ++t) g.step(t, nullptr);
+}
+
+// Both directions. Messages beta are scaled so that alpha . beta = 1: alpha beta are then the marginals, and
+// alpha_{t-1} x (w_t beta_t / norm), times the moves, the expected moves. Long jobs go block by block: a first pass keeps
+// only what each block begins with.
+struct Smoother {
+    Group g;
+    const size_t S, B;  // B: steps of a block
+    Room &room;
+    std::vector<Table> begins;
+    Table message;
+    double own_factor[LANES];
+
+    Smoother(const Problem &p, const Job *jobs, int count, Room &r)
+        : g(p, jobs, count), S(p.S), B(p.block), room(r), message(S) {
+        for (int l = 0; l < LANES; ++l)
+            own_factor[l] = l < count ? (p.sequence_weight ? p.sequence_weight[g.job[l].sequence] : 1.0) : 0.0;
+    }
+
+    // Tiles of 2 S vectors a step: filtered probabilities and weights; one before the block's first.
+    V *tile(long long inside) { return reinterpret_cast<V *>(room.tiles) + size_t(inside + 1) * 2 * S; }
+
+    void run() {
+        const long long steps = g.longest, blocks = (steps + (long long)B - 1) / (long long)B;
+        g.first(1.0 / double(S));
+        for (long long b = 0; b + 1 < blocks; ++b) {
+            keep();
+            for (long long t = b * B; t < (b + 1) * (long long)B; ++t) g.step(t, nullptr);
+        }
+        keep();
+        for (size_t s = 0; s < S; ++s) message.at[s] = all(1.0);
+        for (long long b = blocks - 1; b >= 0; --b) {
+            const long long from = b * B, to = std::min<long long>(steps, from + B);
+            std::memcpy(tile(-1), begins[b].at, S * sizeof(V));
+            std::memcpy(g.state.at, begins[b].at, S * sizeof(V));
+            if (b + 1 < blocks) begins.pop_back();
+            for (long long t = from; t < to; ++t) g.step(t, tile(t - from));
+            g.recording = false;
+            back(from, to);
+        }
+    }
+
+    void keep() {
+        begins.emplace_back(S);
+        std::memcpy(begins.back().at, g.state.at, S * sizeof(V));
+    }
+
+    // Each lane's job ends at its own forward step: there its message begins anew, after its warm-up on the right.
+    void back(long long from, long long to) {
+        constexpr long long CHUNK = 32;
+        for (long long high = to; high > from; high -= CHUNK) {
+            const long long low = std::max(from, high - CHUNK);
+            for (long long t = high - 1; t >= low; --t) step(t, tile(t - from));
+            if (room.counts) count(tile(low - 1 - from), tile(low - from) + S, 2 * S, size_t(high - low), S, room_counts());
+        }
+    }
+
+    V *room_counts() { return reinterpret_cast<V *>(room.counts); }
+    V *room_moments() { return reinterpret_cast<V *>(room.moments); }
+
+    // What comes in from beyond a job's end: 1 at the end of a sequence, else a guess run back from `warm` steps further on.
+    void enter(int l) {
+        const Job &j = g.job[l];
+        const long long warm = std::min<long long>(j.right, j.stop - j.end);
+        std::vector<double> m(S, 1.0), w(S), n(S);
+        for (long long row = j.end + warm - 1; row >= j.end; --row) {
+            size_t at[LANES];
+            for (int k = 0; k < LANES; ++k) at[k] = size_t(row);
+            weigh(g.p, at, g.weights.at);
+            double total = 0;
+            for (size_t s = 0; s < S; ++s) w[s] = m[s] * lane(g.weights.at[s], 0);
+            for (size_t i = 0; i < S; ++i) total += n[i] = dot(g.p.moves + i * S, w.data(), S);
+            for (size_t i = 0; i < S; ++i) m[i] = n[i] / (total > 0 ? total : 1.0);
+        }
+        for (size_t s = 0; s < S; ++s) {
+            lane(message.at[s], l) = m[s];
+            if (j.entering_back) j.entering_back[s] = m[s];
+        }
+    }
+
+    void step(long long t, V *tile) {
+        const Problem &p = g.p;
+        size_t at[LANES];
+        bool own[LANES];
+        bool smooth = g.place(t, false, at, own);
+        if (!smooth)
+            for (int l = 0; l < g.count; ++l)
+                if (own[l] && (long long)at[l] == g.job[l].end - 1) { enter(l); rescale(l, tile); }
+        V share = all(1.0), moved = all(1.0);
+        for (int l = 0; l < LANES; ++l) {
+            lane(share, l) = own[l] ? own_factor[l] : 0.0;
+            lane(moved, l) = own[l] && (long long)at[l] > g.job[l].start ? own_factor[l] : 0.0;
+        }
+        V *alpha = tile, *weights = tile + S;
+        const V *before = tile - 2 * S;
+        V *gamma = g.next.at;
+        for (size_t s = 0; s < S; ++s) gamma[s] = alpha[s] * message.at[s] * share;
+        if (p.marginals) scatter(gamma, at, own, S, p.marginals);
+        if (room.moments) moments(at, gamma);
+        for (int l = 0; l < g.count && !smooth; ++l)
+            if (own[l] && (long long)at[l] == g.job[l].start) g.note(l, p.initial + g.job[l].sequence * S, gamma);
+        for (size_t s = 0; s < S; ++s) weights[s] *= message.at[s];
+        if (p.careful) g.losing(message.at, weights, at);
+        product<Sum>(weights, p.moves_back, S, g.state.at);
+        V norm = all(0.0);
+        for (size_t s = 0; s < S; ++s) norm += before[s] * g.state.at[s];
+        V inverse = all(1.0) / (norm > all(0.0) ? norm : all(1.0)), scaled = inverse * moved;
+        for (size_t s = 0; s < S; ++s) { message.at[s] = g.state.at[s] * inverse; weights[s] *= scaled; }
+        if (p.careful)
+            for (size_t s = 0; s < S; ++s) g.lost = larger(message.at[s] <= all(1e250) ? all(0.0) : all(1.0), g.lost);
+        if (smooth) return;
+        for (int l = 0; l < LANES; ++l) {
+            if (!own[l])  // no 0 * inf from lanes that idle
+                for (size_t s = 0; s < S; ++s) { lane(message.at[s], l) = 1.0; lane(weights[s], l) = 0.0; }
+            else if (l < g.count && (long long)at[l] == g.job[l].begin) {
+                g.note(l, g.job[l].leaving_back, message.at);
+                *g.job[l].flag |= lane(g.lost, l) > 0;
             }
         }
     }
-}
 
-// Messages scaled so that alpha . beta = 1: alpha beta are then the marginals, and alpha_{t-1} x (w_t beta_t / norm), times
-// the moves, the expected moves. Reads the filtered states; writes marginals, and the second factor.
-static void backward(const Problem &p, const Job *jobs, int count) {
-    const size_t S = p.S;
-    Table message(S), next(S), weights(S), state(S);
-    V lost = all(0.0);
-    Job mine[LANES];
-    long long longest = 0;
-    for (int l = 0; l < LANES; ++l) {
-        mine[l] = jobs[l < count ? l : 0];
-        longest = std::max<long long>(longest, mine[l].end - mine[l].begin + mine[l].warm);
+    void rescale(int l, const V *alpha) {
+        double total = 0;
+        for (size_t s = 0; s < S; ++s) total += reinterpret_cast<const double *>(alpha)[s * LANES + l] * lane(message.at[s], l);
+        for (size_t s = 0; s < S; ++s) lane(message.at[s], l) /= total > 0 ? total : 1.0;
     }
-    for (size_t s = 0; s < S; ++s) message[s] = all(1.0);
-    for (long long t = 0; t < longest; ++t) {
-        size_t at[LANES], before[LANES];
-        bool own[LANES], edge = false;
-        for (int l = 0; l < LANES; ++l) {
-            long long place = mine[l].end + mine[l].warm - 1 - t;
-            own[l] = l < count && place >= mine[l].begin && place < mine[l].end;
-            edge = edge || place >= mine[l].end - 1 || place <= mine[l].begin;
-            at[l] = size_t(std::max(place, mine[l].begin));
-            before[l] = at[l] - (at[l] > size_t(mine[l].start));
+
+    // Sums of marginals, and of their products with x - loc and its square, over the cells that are seen.
+    void moments(const size_t *at, const V *gamma) {
+        const Problem &p = g.p;
+        const size_t D = p.D;
+        V *sums = room_moments();
+        for (size_t d = 0; d < D; ++d) {
+            V seen, value;
+            bool gaps = false;
+            for (int l = 0; l < LANES; ++l) {
+                double each = p.x[at[l] * D + d];
+                bool there = each == each;
+                lane(value, l) = there ? each : 0.0;
+                lane(seen, l) = there ? 1.0 : 0.0;
+                gaps = gaps || !there;
+            }
+            V *to = sums + d * 3 * S;
+            for (size_t s = 0; s < S; ++s) {
+                V w = gaps ? gamma[s] * seen : gamma[s];
+                V y = value - p.loc[s * D + d], wy = w * y;
+                to[3 * s] += w;
+                to[3 * s + 1] += wy;
+                to[3 * s + 2] += wy * y;
+            }
         }
-        if (edge)
-            for (int l = 0; l < count; ++l)
-                if (own[l] && (long long)at[l] == mine[l].end - 1 && mine[l].entering)
-                    for (size_t s = 0; s < S; ++s) mine[l].entering[s] = message.at[s * LANES + l];
-        gather(p.states, at, S, state);
-        weigh(p.potentials, at, S, weights);
-        for (size_t s = 0; s < S; ++s) state[s] *= message[s];
-        scatter(state, at, own, S, p.marginals);
-        for (size_t s = 0; s < S; ++s) weights[s] *= message[s];
-        if (p.careful) lost = losing(message, weights, p.potentials, at, S, lost);
-        product<Sum>(weights, p.moves_back, S, next);
-        gather(p.states, before, S, state);
-        V norm = all(0.0);
-        for (size_t s = 0; s < S; ++s) norm += state[s] * next[s];
-        V inverse = all(1.0) / (norm > all(0.0) ? norm : all(1.0));
-        for (size_t s = 0; s < S; ++s) { message[s] = next[s] * inverse; weights[s] *= inverse; }
-        scatter(weights, at, own, S, p.factor);
-        if (edge)
-            for (int l = 0; l < count; ++l)
-                if (own[l] && (long long)at[l] == mine[l].begin) {
-                    *mine[l].flag |= lane(lost, l) > 0;
-                    if (mine[l].leaving) for (size_t s = 0; s < S; ++s) mine[l].leaving[s] = message.at[s * LANES + l];
-                }
     }
-}
+};
+
+static void smooth(const Problem &p, const Job *jobs, int count, Room &room) { Smoother(p, jobs, count, room).run(); }
 
 // Viterbi's values, row by row into states; in logarithms.
-static void values(const Problem &p, const Job *jobs, int count) {
-    const size_t S = p.S;
-    Table state(S), next(S), potentials(S);
-    Job mine[LANES];
-    long long longest = 0;
-    for (int l = 0; l < LANES; ++l) {
-        mine[l] = jobs[l < count ? l : 0];
-        longest = std::max<long long>(longest, mine[l].end - mine[l].begin + mine[l].warm);
-        for (size_t s = 0; s < S; ++s)
-            state.at[s * LANES + l] = mine[l].warm ? 0.0 : p.first[mine[l].sequence * p.first_stride + s];
-    }
-    for (long long t = 0; t < longest; ++t) {
+static void values(const Problem &p, const Job *jobs, int count, Room &) {
+    Group g(p, jobs, count);
+    g.first(0.0);
+    for (long long t = 0; t < g.longest; ++t) {
         size_t at[LANES];
         bool own[LANES];
-        for (int l = 0; l < LANES; ++l) {
-            long long place = mine[l].begin - mine[l].warm + t;
-            own[l] = l < count && place >= mine[l].begin && place < mine[l].end;
-            at[l] = size_t(std::min(place, mine[l].end - 1));
-        }
-        if (t) { product<Best>(state, p.moves, S, next); state.swap(next); }
-        for (int l = 0; l < count; ++l)
-            if (own[l] && (long long)at[l] == mine[l].begin && mine[l].entering)
-                for (size_t s = 0; s < S; ++s) mine[l].entering[s] = state.at[s * LANES + l];
-        gather(p.potentials, at, S, potentials);
-        for (size_t s = 0; s < S; ++s) state[s] += potentials[s];
-        scatter(state, at, own, S, p.states);
+        bool smooth = g.place(t, false, at, own);
+        if (t) { product<Best>(g.state.at, p.moves, g.S, g.next.at); g.state.swap(g.next); }
+        if (!smooth)
+            for (int l = 0; l < count; ++l)
+                if (own[l] && (long long)at[l] == g.job[l].begin) g.note(l, g.job[l].entering, g.state.at);
+        potentials_of(p, at, g.weights.at);
+        for (size_t s = 0; s < g.S; ++s) g.state.at[s] += g.weights.at[s];
+        scatter(g.state.at, at, own, g.S, p.states);
     }
 }
 

@@ -16,25 +16,38 @@
 #include <thread>
 #include <vector>
 
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
-// Tables of a set of sequences; rows are steps. Null where not wanted.
+// Tables of a set of sequences; rows are steps. Null where not given or not wanted.
 struct Problem {
-    size_t S;
-    const double *first, *moves, *moves_back, *potentials;
-    size_t first_stride;  // 0 where all sequences share the first row
-    bool careful;         // whether a share lost to underflow could ever matter
-    double *sums, *tops, *states, *marginals, *factor;
+    size_t S, D, block;
+    const double *first, *moves, *moves_back;
+    size_t first_stride;                               // 0 where all sequences share the first row
+    const double *potentials;                          // (total, S); or normals with independent cells:
+    const double *x, *loc, *inverse, *constant;        // (total, D), (S, D) x 3, inverse = 1 / (scale sqrt 2)
+    const double *sequence_weight;                     // (n,)
+    bool careful;                                      // whether a share lost to underflow could ever matter
+    double *sums, *tops, *states, *marginals, *initial;
 };
 
-// A stretch [begin, end) of a sequence whose rows are [start, stop). It is run from `warm` steps outside, from an even guess
-// (0: from the true end); entering and leaving are what it came in with and what it leaves to its neighbour, S numbers each.
+// A stretch [begin, end) of a sequence whose rows are [start, stop). It is run from `warm` steps before, and back from `right`
+// steps after, from an even guess (0: from the sequence's own ends); entering and leaving, S numbers each, are what it came in
+// with and what it leaves to its neighbour.
 struct Job {
     size_t sequence;
-    long long start, stop, begin, end, warm;
-    double *entering, *leaving, *nats;
+    long long start, stop, begin, end, warm, right;
+    double *entering, *leaving, *entering_back, *leaving_back, *nats;
     long long *impossible;
     unsigned char *flag;
+};
+
+// Scratch of one task, and its sums over lanes: expected moves (S, S) and moments (D, S, 3), in vectors.
+struct Room {
+    double *tiles, *counts, *moments;
 };
 
 struct Cells {
@@ -51,6 +64,7 @@ namespace avx512 {
 typedef double V __attribute__((vector_size(64), may_alias));
 typedef long long I __attribute__((vector_size(64), may_alias));
 constexpr int LANES = 8;
+static inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
 #include "lanes.hpp"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -60,6 +74,7 @@ namespace avx2 {
 typedef double V __attribute__((vector_size(32), may_alias));
 typedef long long I __attribute__((vector_size(32), may_alias));
 constexpr int LANES = 4;
+static inline V larger(V a, V b) { return (V)_mm256_max_pd((__m256d)a, (__m256d)b); }
 #include "lanes.hpp"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -75,21 +90,22 @@ typedef double V;
 typedef long long I;
 constexpr int LANES = 1;
 #endif
+static inline V larger(V a, V b) { return a > b ? a : b; }
 #include "lanes.hpp"
 }  // namespace generic
 
-typedef void (*Sweep)(const Problem &, const Job *, int);
+typedef void (*Sweep)(const Problem &, const Job *, int, Room &);
 
 struct Build {
     const char *name;
     int lanes;
-    Sweep forward, backward, values;
+    Sweep forward, smooth, values;
     void (*normal_log_prob)(const Cells &, size_t, size_t);
     void (*normal_moments)(const Cells &, size_t, size_t, double *);
 };
 
 #define PROBGEN_BUILD(space) \
-    {#space, space::LANES, space::forward, space::backward, space::values, space::normal_log_prob, space::normal_moments}
+    {#space, space::LANES, space::forward, space::smooth, space::values, space::normal_log_prob, space::normal_moments}
 
 Build chosen() {
     const char *asked = std::getenv("PROBGEN_ISA");
@@ -112,69 +128,86 @@ constexpr long long LONG = 4096;  // steps beyond which a sequence is cut into w
 constexpr long long WARM = 64;
 constexpr double APART = 1e-13;  // relative: neighbours that agree so well have forgotten the guess
 
-// Runs tasks 0..n-1, on several threads where asked; each task is independent of the others.
+// Runs tasks 0..n-1 on some threads, each told which worker it is; tasks are independent of each other.
 template <class Task>
 void spread(size_t n, int threads, Task task) {
     size_t most = std::min<size_t>(threads < 1 ? 1 : size_t(threads), n);
-    if (most < 2) {
-        for (size_t i = 0; i < n; ++i) task(i);
-        return;
-    }
     std::atomic<size_t> next{0};
-    auto work = [&] { for (size_t i; (i = next++) < n;) task(i); };
+    auto work = [&](size_t worker) { for (size_t i; (i = next++) < n;) task(i, worker); };
     std::vector<std::thread> others;
-    for (size_t i = 1; i < most; ++i) others.emplace_back(work);
-    work();
+    for (size_t i = 1; i < most; ++i) others.emplace_back(work, i);
+    work(0);
     for (auto &thread : others) thread.join();
+}
+
+enum class Way { Forward, Smooth, Best };
+
+double *aligned(std::vector<double> &space, size_t size) {
+    space.resize(size + 8);
+    return reinterpret_cast<double *>((reinterpret_cast<std::uintptr_t>(space.data()) + 63) & ~std::uintptr_t(63));
 }
 
 // The jobs of some sequences, and room for what they write.
 struct Plan {
     std::vector<Job> jobs;
-    std::vector<double> ends, nats;
+    std::vector<double> ends, nats, counts, moments;
     std::vector<long long> impossible;
     std::vector<unsigned char> flags;
+    bool cut = false;
 
-    void room(size_t S) {
-        size_t n = jobs.size();
-        bool cut = false;
-        for (auto &job : jobs) cut = cut || job.begin > job.start || job.end < job.stop;
-        ends.assign(cut ? 2 * n * S : 0, 0.0);
-        nats.assign(n, 0.0);
-        impossible.assign(n, 0);
-        flags.assign(n, 0);
-        for (size_t i = 0; i < n; ++i) {
-            jobs[i].entering = cut ? &ends[2 * i * S] : nullptr;
-            jobs[i].leaving = cut ? &ends[(2 * i + 1) * S] : nullptr;
-            jobs[i].nats = &nats[i];
-            jobs[i].impossible = &impossible[i];
-            jobs[i].flag = &flags[i];
-        }
+    void add(size_t sequence, long long start, long long stop, long long begin, long long end, long long warm) {
+        cut = cut || begin > start || end < stop;
+        jobs.push_back({sequence, start, stop, begin, end, std::min(warm, begin - start), std::min(warm, stop - end),
+                        nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr});
     }
 
-    void run(const Problem &p, Sweep sweep, int threads) {
-        std::vector<size_t> order(jobs.size());
-        for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-        auto steps = [&](size_t i) { return jobs[i].end - jobs[i].begin + jobs[i].warm; };
-        std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return steps(a) > steps(b); });
-        std::vector<Job> sorted;
-        for (size_t i : order) sorted.push_back(jobs[i]);
-        size_t groups = (sorted.size() + build.lanes - 1) / build.lanes;
-        spread(groups, threads, [&](size_t g) {
-            size_t first = g * build.lanes;
-            sweep(p, &sorted[first], int(std::min<size_t>(build.lanes, sorted.size() - first)));
+    void run(const Problem &p, Way way, Sweep sweep, int threads) {
+        const size_t n = jobs.size(), S = p.S, L = size_t(build.lanes);
+        ends.assign(cut ? 4 * n * S : 0, 0.0);
+        nats.assign(n, 0.0), impossible.assign(n, 0), flags.assign(n, 0);
+        for (size_t i = 0; i < n; ++i) {
+            Job &job = jobs[i];
+            job.nats = &nats[i], job.impossible = &impossible[i], job.flag = &flags[i];
+            if (!cut) continue;
+            double *end = &ends[4 * i * S];
+            job.entering = end, job.leaving = end + S, job.entering_back = end + 2 * S, job.leaving_back = end + 3 * S;
+        }
+        std::vector<Job> sorted = jobs;
+        std::stable_sort(sorted.begin(), sorted.end(), [](const Job &a, const Job &b) {
+            return a.end - a.begin + a.warm > b.end - b.begin + b.warm;
         });
+        const size_t groups = (n + L - 1) / L;
+        auto one = [&](size_t g, Room &room) { sweep(p, &sorted[g * L], int(std::min(L, n - g * L)), room); };
+        if (way != Way::Smooth) {
+            spread(groups, threads, [&](size_t g, size_t) { Room none{}; one(g, none); });
+            return;
+        }
+        // sums are added up task by task, so that the bits don't depend on the threads
+        const size_t tasks = std::min<size_t>(groups, 8), squares = S * S * L, cells = p.x ? 3 * p.D * S * L : 0;
+        const size_t longest = std::min<size_t>(p.block, size_t(sorted[0].end - sorted[0].begin + sorted[0].warm));
+        std::vector<std::vector<double>> tiles(threads < 1 ? 1 : threads), sums(tasks);
+        spread(tasks, threads, [&](size_t task, size_t worker) {
+            double *own = aligned(sums[task], squares + cells);
+            Room room{aligned(tiles[worker], (longest + 1) * 2 * S * L), own, cells ? own + squares : nullptr};
+            for (size_t g = task * groups / tasks; g < (task + 1) * groups / tasks; ++g) one(g, room);
+        });
+        counts.assign(S * S, 0.0), moments.assign(cells / L, 0.0);
+        for (auto &each : sums) {
+            double *own = aligned(each, squares + cells);
+            for (size_t i = 0; i < S * S; ++i)
+                for (size_t l = 0; l < L; ++l) counts[i] += own[i * L + l];
+            for (size_t i = 0; i < cells / L; ++i)
+                for (size_t l = 0; l < L; ++l) moments[i] += own[squares + i * L + l];
+        }
     }
 };
 
-// One sequence cut into windows of equal length; 16, whatever the threads and lanes, so that the bits don't depend on them.
-void cut(Plan &plan, size_t sequence, long long start, long long stop, long long warm, bool backwards) {
-    const long long windows = 16, own = (stop - start + windows - 1) / windows;
-    for (long long begin = start; begin < stop; begin += own) {
-        long long end = std::min(begin + own, stop);
-        long long outside = std::min(warm, backwards ? stop - end : begin - start);
-        plan.jobs.push_back({sequence, start, stop, begin, end, outside, nullptr, nullptr, nullptr, nullptr, nullptr});
-    }
+// One long sequence cut into windows; how many depends on nothing but its length and S, so that the bits don't either.
+void cut(Plan &plan, const Problem &p, Way way, size_t sequence, long long start, long long stop, long long warm) {
+    const long long even = (stop - start + 15) / 16;
+    const long long own = way == Way::Smooth ? std::max((long long)p.block - warm, 4 * warm) : even;
+    for (long long begin = start; begin < stop; begin += own)
+        plan.add(sequence, start, stop, begin, std::min(begin + own, stop), warm);
 }
 
 // Whether what two neighbours say of the same point agrees in every state.
@@ -195,68 +228,64 @@ bool agree_best(const double *guessed, const double *known, size_t S) {
     return b > -INFINITY;
 }
 
-enum class Way { Forward, Backward, Best };
-
 bool windows_agree(const Problem &p, const Plan &plan, Way way) {
     const size_t S = p.S;
     std::vector<double> known(S);
     for (size_t i = 0; i + 1 < plan.jobs.size(); ++i) {
         const Job &left = plan.jobs[i], &right = plan.jobs[i + 1];
-        if (way == Way::Backward) {
-            if (!agree(left.entering, right.leaving, S)) return false;
-            continue;
-        }
+        if (way == Way::Smooth && !agree(left.entering_back, right.leaving_back, S)) return false;
         const double *state = way == Way::Best ? p.states + size_t(left.end - 1) * S : left.leaving;
         std::fill(known.begin(), known.end(), way == Way::Best ? -INFINITY : 0.0);
-        for (size_t i2 = 0; i2 < S; ++i2)
-            for (size_t j = 0; j < S; ++j) {
-                double m = p.moves[i2 * S + j];
-                if (way == Way::Best) known[j] = std::max(known[j], state[i2] + m);
-                else known[j] += state[i2] * m;
+        for (size_t from = 0; from < S; ++from)
+            for (size_t to = 0; to < S; ++to) {
+                double m = p.moves[from * S + to];
+                if (way == Way::Best) known[to] = std::max(known[to], state[from] + m);
+                else known[to] += state[from] * m;
             }
         if (!(way == Way::Best ? agree_best : agree)(right.entering, known.data(), S)) return false;
     }
     return true;
 }
 
-// All sequences: short ones side by side, long ones in windows where that is exact, else whole.
-// Writes log p (or nothing, backward), first impossible rows (1 + row, 0 where none) and flags, each (n,) where not null.
-void sweep_all(const Problem &p, Sweep sweep, Way way, const long long *lengths, size_t n, int threads, double *nats,
-               long long *impossible, long long *flags) {
-    Plan together;
-    long long start = 0;
-    auto keep = [&](const Plan &plan) {
+struct Results {  // null where not wanted; nats, impossible and flags are (n,), the others summed
+    double *nats;
+    long long *impossible, *flags;
+    std::vector<double> counts, moments;
+    void take(const Plan &plan) {
         for (size_t i = 0; i < plan.jobs.size(); ++i) {
             size_t row = plan.jobs[i].sequence;
-            if (nats) nats[row] += plan.nats[i];
-            if (impossible && plan.impossible[i] && (!impossible[row] || plan.impossible[i] < impossible[row]))
+            if (!nats) break;
+            nats[row] += plan.nats[i];
+            if (plan.impossible[i] && (!impossible[row] || plan.impossible[i] < impossible[row]))
                 impossible[row] = plan.impossible[i];
-            if (flags) flags[row] |= plan.flags[i];
+            flags[row] |= plan.flags[i];
         }
-    };
-    for (size_t i = 0; i < n; ++i) {
+        counts.resize(plan.counts.size()), moments.resize(plan.moments.size());
+        for (size_t i = 0; i < plan.counts.size(); ++i) counts[i] += plan.counts[i];
+        for (size_t i = 0; i < plan.moments.size(); ++i) moments[i] += plan.moments[i];
+    }
+};
+
+// All sequences: short ones side by side, long ones in windows where their guesses are soon forgotten, else whole.
+void sweep_all(const Problem &p, Way way, Sweep sweep, const long long *lengths, size_t n, int threads, Results &results) {
+    Plan together;
+    long long start = 0;
+    for (size_t i = 0; i < n; ++i, start += lengths[i - 1]) {
         const long long stop = start + lengths[i];
-        bool done = false;
-        if (lengths[i] > LONG && !p.careful)
-            for (long long warm = WARM; !done && warm * 32 <= lengths[i]; warm *= 4) {
-                Plan plan;
-                cut(plan, i, start, stop, warm, way == Way::Backward);
-                plan.room(p.S);
-                plan.run(p, sweep, threads);
-                bool impossible_step = false;
-                for (long long each : plan.impossible) impossible_step = impossible_step || each;
-                if (impossible_step) break;
-                done = windows_agree(p, plan, way);
-                if (done) keep(plan);
-            }
-        if (!done)
-            together.jobs.push_back({i, start, stop, start, stop, 0, nullptr, nullptr, nullptr, nullptr, nullptr});
-        start = stop;
+        bool done = false, possible = true;
+        for (long long warm = WARM; lengths[i] > LONG && !p.careful && possible && !done && warm * 32 <= lengths[i]; warm *= 4) {
+            Plan plan;
+            cut(plan, p, way, i, start, stop, warm);
+            plan.run(p, way, sweep, threads);
+            for (long long each : plan.impossible) possible = possible && !each;
+            done = possible && windows_agree(p, plan, way);
+            if (done) results.take(plan);
+        }
+        if (!done) together.add(i, start, stop, start, stop, 0);
     }
     if (together.jobs.empty()) return;
-    together.room(p.S);
-    together.run(p, sweep, threads);
-    keep(together);
+    together.run(p, way, sweep, threads);
+    results.take(together);
 }
 
 // Buffers
@@ -304,12 +333,38 @@ bool check_lengths(const Buffer &lengths, Py_ssize_t total) {
 }
 
 struct Shared {  // what every sweep reads
-    Buffer first, moves, potentials, lengths;
+    Buffer first, moves, potentials, lengths, x, loc, scale;
+    std::vector<double> tables;
     Py_ssize_t S = 0, total = 0, n = 0;
     Problem p{};
+
+    // Potentials (total, S), or a tuple (x, loc, scale) of normals with independent cells.
+    bool source(PyObject *e) {
+        if (!PyTuple_Check(e)) {
+            if (!take(e, "potentials", 'd', {-1, -1}, false, potentials)) return false;
+            total = potentials.view.shape[0], S = potentials.view.shape[1];
+            p.potentials = potentials.numbers();
+            return true;
+        }
+        PyObject *px, *ploc, *pscale;
+        if (!PyArg_ParseTuple(e, "OOO", &px, &ploc, &pscale) || !take(px, "x", 'd', {-1, -1}, false, x)) return false;
+        total = x.view.shape[0];
+        Py_ssize_t D = x.view.shape[1];
+        if (!take(ploc, "loc", 'd', {-1, D}, false, loc)) return false;
+        S = loc.view.shape[0];
+        if (!take(pscale, "scale", 'd', {S, D}, false, scale)) return false;
+        const size_t size = size_t(S) * size_t(D);
+        tables.resize(2 * size);
+        for (size_t i = 0; i < size; ++i) {
+            tables[i] = 0.70710678118654752440 / scale.numbers()[i];
+            tables[size + i] = -0.91893853320467274178 - std::log(scale.numbers()[i]);
+        }
+        p.D = size_t(D), p.x = x.numbers(), p.loc = loc.numbers(), p.inverse = tables.data(), p.constant = tables.data() + size;
+        return true;
+    }
+
     bool read(PyObject *f, PyObject *m, PyObject *e, PyObject *l) {
-        if (!take(e, "potentials", 'd', {-1, -1}, false, potentials)) return false;
-        total = potentials.view.shape[0], S = potentials.view.shape[1];
+        if (!source(e)) return false;
         if (total < 1 || S < 1) { PyErr_SetString(PyExc_ValueError, "potentials: rows and states are wanted"); return false; }
         if (!take(l, "lengths", 'q', {-1}, false, lengths) || !check_lengths(lengths, total)) return false;
         n = lengths.view.shape[0];
@@ -318,8 +373,8 @@ struct Shared {  // what every sweep reads
             PyErr_SetString(PyExc_ValueError, "first: one row, or one a sequence, is wanted");
             return false;
         }
-        p.S = size_t(S);
-        p.first = first.numbers(), p.moves = moves.numbers(), p.potentials = potentials.numbers();
+        p.S = size_t(S), p.first = first.numbers(), p.moves = moves.numbers();
+        p.block = std::min<size_t>(2048, std::max<size_t>(256, 65536 / p.S));
         p.first_stride = first.view.shape[0] == 1 ? 0 : size_t(S);
         return true;
     }
@@ -364,40 +419,63 @@ PyObject *forward(PyObject *, PyObject *args) {
         return nullptr;
     }
     in.p.careful = careful;
+    Results results{nats.numbers(), bad.whole(), flags.whole(), {}, {}};
     Py_BEGIN_ALLOW_THREADS;
-    sweep_all(in.p, build.forward, Way::Forward, in.lengths.whole(), size_t(in.n), threads, nats.numbers(), bad.whole(),
-              flags.whole());
+    sweep_all(in.p, Way::Forward, build.forward, in.lengths.whole(), size_t(in.n), threads, results);
     finish(nats.numbers(), bad.whole(), size_t(in.n));
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
 
-PyObject *posterior(PyObject *, PyObject *args) {
-    PyObject *f, *m, *e, *l, *o_nats, *o_bad, *o_flags, *o_marginals, *o_states, *o_factor;
+PyObject *smooth(PyObject *, PyObject *args) {
+    PyObject *f, *m, *e, *l, *pweight, *o_nats, *o_bad, *o_flags, *o_initial, *o_counts, *o_marginals, *o_moments;
     int careful, threads;
-    if (!PyArg_ParseTuple(args, "OOOOpiOOOOOO", &f, &m, &e, &l, &careful, &threads, &o_nats, &o_bad, &o_flags,
-                          &o_marginals, &o_states, &o_factor))
+    if (!PyArg_ParseTuple(args, "OOOOOpiOOOOOOO", &f, &m, &e, &l, &pweight, &careful, &threads, &o_nats, &o_bad, &o_flags,
+                          &o_initial, &o_counts, &o_marginals, &o_moments))
         return nullptr;
     Shared in;
-    Buffer nats, bad, flags, marginals, states, factor;
+    Buffer weight, nats, bad, flags, initial, counts, marginals, moments;
+    double *sums = nullptr;
     if (!in.read(f, m, e, l) || !take(o_nats, "nats", 'd', {in.n}, true, nats) ||
         !take(o_bad, "impossible", 'q', {in.n}, true, bad) || !take(o_flags, "flags", 'q', {in.n}, true, flags) ||
-        !take(o_marginals, "marginals", 'd', {in.total, in.S}, true, marginals) ||
-        !take(o_states, "states", 'd', {in.total, in.S}, true, states) ||
-        !take(o_factor, "factor", 'd', {in.total, in.S}, true, factor))
+        !take(o_initial, "initial", 'd', {in.n, in.S}, true, initial) ||
+        !take(o_counts, "counts", 'd', {in.S, in.S}, true, counts) ||
+        !maybe(o_marginals, "marginals", {in.total, in.S}, marginals, in.p.marginals) ||
+        !maybe(o_moments, "moments", {3, in.S, Py_ssize_t(in.p.D)}, moments, sums))
         return nullptr;
-    in.p.careful = careful;
-    in.p.states = states.numbers(), in.p.marginals = marginals.numbers(), in.p.factor = factor.numbers();
+    if (sums && !in.p.x) {
+        PyErr_SetString(PyExc_ValueError, "moments: only those of normals can be taken");
+        return nullptr;
+    }
+    if (pweight != Py_None) {
+        if (!take(pweight, "weight", 'd', {in.n}, false, weight)) return nullptr;
+        in.p.sequence_weight = weight.numbers();
+    }
+    in.p.careful = careful, in.p.initial = initial.numbers();
+    Results results{nats.numbers(), bad.whole(), flags.whole(), {}, {}};
     Py_BEGIN_ALLOW_THREADS;
-    auto back = turned(in.p.moves, in.p.S);
+    const size_t S = in.p.S, D = in.p.D;
+    auto back = turned(in.p.moves, S);
     in.p.moves_back = back.data();
-    sweep_all(in.p, build.forward, Way::Forward, in.lengths.whole(), size_t(in.n), threads, nats.numbers(), bad.whole(),
-              flags.whole());
+    sweep_all(in.p, Way::Smooth, build.smooth, in.lengths.whole(), size_t(in.n), threads, results);
     finish(nats.numbers(), bad.whole(), size_t(in.n));
-    sweep_all(in.p, build.backward, Way::Backward, in.lengths.whole(), size_t(in.n), threads, nullptr, nullptr,
-              flags.whole());
+    for (size_t i = 0; i < S * S; ++i) counts.numbers()[i] = results.counts[i] * in.p.moves[i];
+    if (sums)
+        for (size_t d = 0; d < D; ++d)
+            for (size_t s = 0; s < S; ++s)
+                for (size_t k = 0; k < 3; ++k) sums[(k * S + s) * D + d] = results.moments[(d * S + s) * 3 + k];
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
+}
+
+double potential(const Problem &p, size_t row, size_t s) {
+    if (p.potentials) return p.potentials[row * p.S + s];
+    double total = 0;
+    for (size_t d = 0; d < p.D; ++d) {
+        double each = p.x[row * p.D + d], z = (each - p.loc[s * p.D + d]) * p.inverse[s * p.D + d];
+        if (each == each) total += p.constant[s * p.D + d] - z * z;
+    }
+    return total;
 }
 
 PyObject *best(PyObject *, PyObject *args) {
@@ -418,11 +496,12 @@ PyObject *best(PyObject *, PyObject *args) {
     in.p.states = values.data();
     Py_BEGIN_ALLOW_THREADS;
     const size_t S = in.p.S;
-    sweep_all(in.p, build.values, Way::Best, in.lengths.whole(), size_t(in.n), threads, nullptr, nullptr, nullptr);
+    Results none{nullptr, nullptr, nullptr, {}, {}};
+    sweep_all(in.p, Way::Best, build.values, in.lengths.whole(), size_t(in.n), threads, none);
     auto into = turned(in.p.moves, S);
     std::vector<long long> starts(1, 0);
     for (Py_ssize_t i = 0; i < in.n; ++i) starts.push_back(starts.back() + in.lengths.whole()[i]);
-    spread(size_t(in.n), threads, [&](size_t i) {
+    spread(size_t(in.n), threads, [&](size_t i, size_t) {
         const long long start = starts[i], stop = starts[i + 1];
         long long *way = path.whole();
         const double *last = &values[size_t(stop - 1) * S];
@@ -430,7 +509,7 @@ PyObject *best(PyObject *, PyObject *args) {
         double total = 0;
         for (long long t = stop - 1;; --t) {
             way[t] = (long long)at;
-            total += in.p.potentials[size_t(t) * S + at];
+            total += potential(in.p, size_t(t), at);
             if (t == start) break;
             const double *value = &values[size_t(t - 1) * S], *move = &into[at * S];
             size_t found = 0;
@@ -490,7 +569,7 @@ PyObject *normal_log_prob(PyObject *, PyObject *args) {
     const size_t n = size_t(in.x.view.shape[0]);
     Py_BEGIN_ALLOW_THREADS;
     spread((n + ROWS - 1) / ROWS, threads,
-           [&](size_t i) { build.normal_log_prob(c, i * ROWS, std::min(n, (i + 1) * ROWS)); });
+           [&](size_t i, size_t) { build.normal_log_prob(c, i * ROWS, std::min(n, (i + 1) * ROWS)); });
     Py_END_ALLOW_THREADS;
     Py_RETURN_NONE;
 }
@@ -510,7 +589,7 @@ PyObject *normal_moments(PyObject *, PyObject *args) {
     const size_t n = size_t(in.x.view.shape[0]), size = c.D * c.padded, tasks = (n + ROWS - 1) / ROWS;
     Py_BEGIN_ALLOW_THREADS;
     std::vector<std::vector<double>> sums(tasks);
-    spread(tasks, threads, [&](size_t i) {
+    spread(tasks, threads, [&](size_t i, size_t) {
         sums[i].assign(3 * size, 0.0);
         build.normal_moments(c, i * ROWS, std::min(n, (i + 1) * ROWS), sums[i].data());
     });
@@ -530,12 +609,16 @@ PyObject *isa(PyObject *, PyObject *) { return PyUnicode_FromString(build.name);
 PyMethodDef methods[] = {
     {"forward", forward, METH_VARARGS,
      "forward(first, moves, potentials, lengths, careful, threads, nats, impossible, flags, sums, tops, states)\n\n"
-     "Filtered probabilities. first (1 or n, S) and moves (S, S) are probabilities, potentials (total, S) logarithms. Writes\n"
+     "Filtered probabilities. first (1 or n, S) and moves (S, S) are probabilities, potentials (total, S) logarithms, or a\n"
+     "tuple (x (total, D), loc (S, D), scale (S, D)) of normals with independent cells, NaN where missing. Writes\n"
      "nats (n,), impossible (n,) = 1 + first impossible row or 0, flags (n,) = 1 where a share underflowed, and unless None\n"
      "sums and tops (total,), log p(x_t | x_<t) = log(sums) + tops, and states (total, S)."},
-    {"posterior", posterior, METH_VARARGS,
-     "posterior(first, moves, potentials, lengths, careful, threads, nats, impossible, flags, marginals, states, factor)\n\n"
-     "As forward; also marginals (total, S) and factor (total, S): expected moves are states[t-1] x factor[t] x moves."},
+    {"smooth", smooth, METH_VARARGS,
+     "smooth(first, moves, potentials, lengths, weight, careful, threads, nats, impossible, flags, initial, counts, marginals,\n"
+     "       moments)\n\n"
+     "Both directions. weight (n,) multiplies a sequence's share, or None. Writes nats, impossible and flags as forward does,\n"
+     "p(z_1 | x) into initial (n, S), expected moves into counts (S, S), and unless None p(z_t | x) into marginals (total, S)\n"
+     "and, of normals, weighted counts and moments about loc of the cells seen into moments (3, S, D)."},
     {"best", best, METH_VARARGS,
      "best(first, moves, potentials, lengths, threads, path, nats)\n\n"
      "Viterbi in logarithms. Writes path (total,) int64 and nats (n,)."},

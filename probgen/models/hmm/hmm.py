@@ -203,9 +203,16 @@ class HMM(GenerativeModel):
         plain = self.transitions.size == self.emission.states and self.tie is None
         return table if plain and len(self._uses) == self.states else table[:, self._uses]
 
+    def _source(self, rows: Tensor) -> Tensor | chains.Normals:
+        """The potentials, left to the recursion where it makes them on the fly."""
+        emission = self.emission
+        if type(emission) is not emissions.Normal or emission.matrix:
+            return self._potentials(rows)
+        return chains.Normals(rows, emission.loc[self._uses], emission.scale()[self._uses])
+
     def _chain(self, x: Ragged, given: Ragged | None) -> chains.Chain:
-        potentials = self._potentials(self._rows(x, given))
-        return chains.Chain(*self.transitions(self._inputs(given)), potentials, x.lengths)
+        source = self._source(self._rows(x, given))
+        return chains.Chain(*self.transitions(self._inputs(given)), source, x.lengths)
 
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
         by = f"{self.transitions.size} states summed"

@@ -197,31 +197,36 @@ def _statistics(hmm: "HMM", data: Data, shares: Tensor) -> Statistics:
     return totals
 
 
-def _potentials(hmm: "HMM", data: Data) -> Tensor:
-    table = hmm._potentials(data.rows)
-    return table if data.allowed is None else table + data.allowed
-
-
 def _chain(hmm: "HMM", data: Data) -> chains.Chain:
-    return chains.Chain(*hmm.transitions(data.inputs), _potentials(hmm, data), data.lengths)
+    labelled = data.allowed is not None
+    source = hmm._potentials(data.rows) + data.allowed if labelled else hmm._source(data.rows)
+    return chains.Chain(*hmm.transitions(data.inputs), source, data.lengths)
 
 
-def _expect(hmm: "HMM", data: Data) -> tuple[float, chains.Posterior]:
-    """The penalised objective a step at the present parameters, and the posterior of the states."""
-    found = chains.posterior(_chain(hmm, data))
+def _expect(hmm: "HMM", data: Data) -> tuple[float, chains.Expected]:
+    """The penalised objective a step at the present parameters, and what the M step reads of the states."""
+    found = chains.expected(_chain(hmm, data))
     return float(found.nats.sum() + _penalty(hmm)) / len(data), found
 
 
-def _maximise(hmm: "HMM", data: Data, found: chains.Posterior) -> list[int]:
-    shares = found.marginals
-    if len(hmm._uses) != hmm.emission.states or hmm.tie is not None:
-        empty = torch.zeros(len(shares), hmm.emission.states, dtype=shares.dtype)
-        shares = empty.index_add_(1, hmm._uses, shares)
-    without = hmm.emission.maximise(_statistics(hmm, data, shares))
-    never = hmm.transitions.maximise(found.initial.sum(0), found.transitions, data.inputs)
-    regimes = hmm.transitions.emitting()
-    never = [k for k in never if float(found.marginals[:, regimes == k].sum()) <= 1e-8]
-    return sorted(set(without) | set(never))
+def _maximise(hmm: "HMM", data: Data, found: chains.Expected) -> list[int]:
+    """The M step; returns the states without data."""
+    if found.moments is not None:
+        shares = _by_emission(hmm, found.moments, 1)
+        without = hmm.emission.maximise(dict(zip(("n", "first", "second"), shares, strict=True)))
+    else:
+        without = hmm.emission.maximise(_statistics(hmm, data, _by_emission(hmm, found.marginals, 1)))
+    hmm.transitions.maximise(found.initial.sum(0), found.transitions, data.inputs)
+    return without
+
+
+def _by_emission(hmm: "HMM", table: Tensor, dim: int) -> Tensor:
+    """Sums a dimension of chain states to the emissions that they use."""
+    if len(hmm._uses) == hmm.emission.states and hmm.tie is None:
+        return table
+    shape = list(table.shape)
+    shape[dim] = hmm.emission.states
+    return torch.zeros(shape, dtype=table.dtype).index_add_(dim, hmm._uses, table)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probgen import chains
+from probgen import chains, kernels
 from probgen.errors import ParameterError, ShapeError, ZeroEvidenceError
 from probgen.events import Ragged
 
@@ -51,6 +51,8 @@ def log_likelihood(hmm: "HMM", x: Ragged, given: Ragged | None, block: int) -> T
     if len(x.values) <= steps or hmm.transitions.covariates:
         return chains.log_likelihood(hmm._chain(x, given))
     rows = hmm._rows(x, given)
+    if isinstance(hmm._source(rows[:1]), chains.Normals) and kernels.native is not None:
+        return chains.log_likelihood(hmm._chain(x, given))  # no table at all
     initial, matrix = hmm.transitions()
     out = torch.empty(len(x), dtype=torch.float64)
     for first, last in _groups(x.lengths, steps):
