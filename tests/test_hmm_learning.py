@@ -223,7 +223,7 @@ def test_a_few_known_states_name_the_rest():
     "labels",
     [[np.zeros(179)], [np.full(180, 2)], [np.full(180, 0.5)], [None], [np.full(180, "a")], np.zeros(180),
      (np.zeros(180), [180]), 5],
-    ids=str,
+    ids=lambda v: str(v)[:24],
 )  # fmt: skip
 def test_labels_that_fit_nothing_are_refused(labels):
     _, x = steps_of_two()

@@ -34,27 +34,38 @@ def log_likelihood(chain: Chain) -> Tensor:
 
 
 @torch.no_grad()
-def forward(chain: Chain) -> Tensor:
-    """log p(x_1..x_t, z_t), shape (total, S)."""
+def forward(chain: Chain) -> tuple[Tensor, Tensor]:
+    """log p(z_t | x_1..x_t), shape (total, S), and log p(x_t | x_1..x_{t-1}), shape (total,).
+
+    Normalised at each step, else digits would go as the sum grows. From the first impossible step on all is -inf.
+    """
     batch = batch_of(chain.lengths, chain.starts)
     out = torch.empty_like(chain.table)
+    nats = out.new_empty(len(out))
     state = chain.first()[batch.order]
     for t, n in enumerate(batch.active):
         rows = batch.steps[t, :n]
         if t:
             state = add(state[:n, :, None] + _moves(chain, rows), 1)
         state = state + chain.table[rows]
-        out[rows] = state
-    return out
+        total = add(state, 1)
+        state = state - _finite(total)[:, None]
+        out[rows], nats[rows] = state, total
+    return out, nats
+
+
+def _finite(nats: Tensor) -> Tensor:
+    return torch.where(nats > -torch.inf, nats, 0.0)
 
 
 @torch.no_grad()
 def backward(chain: Chain) -> Tensor:
-    """log p(x_{t+1}..x_T | z_t), shape (total, S)."""
+    """log p(x_{t+1}..x_T | z_t) up to a constant a step, shape (total, S)."""
     batch = batch_of(chain.lengths, chain.starts)
     out = torch.zeros_like(chain.table)
     for t in range(len(batch.active) - 1, 0, -1):
         rows = batch.steps[t, : batch.active[t]]
         coming = out[rows] + chain.table[rows]
-        out[rows - 1] = add(coming[:, None] + _moves(chain, rows), 2)
+        message = add(coming[:, None] + _moves(chain, rows), 2)
+        out[rows - 1] = message - _finite(message.amax(1))[:, None]
     return out

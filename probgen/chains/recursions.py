@@ -133,13 +133,8 @@ def filter(chain: Chain) -> Filtered:
     redo = flagged.nonzero()[:, 0]
     if len(redo):
         part, steps = chain.part(redo)
-        joint = logspace.forward(part.tabled())
-        totals = logspace.add(joint, 1)
-        states[steps] = (joint - torch.where(totals > -torch.inf, totals, 0.0)[:, None]).exp()
-        before = torch.roll(totals, 1)
-        before[part.starts] = 0.0
-        before = torch.where(before > -torch.inf, before, 0.0)
-        nats[steps] = torch.where(totals > -torch.inf, totals - before, -torch.inf)
+        logs, nats[steps] = logspace.forward(part.tabled())
+        states[steps] = logs.exp()
     return _ended(chain, states, nats)
 
 
@@ -197,9 +192,7 @@ def advance(chain: Chain) -> tuple[Tensor, Tensor]:
     last = chain.starts + chain.lengths - 1
     state = found.probabilities[last].log()
     if not bool(chain.transition.amin() > -300):
-        joint = logspace.forward(chain.tabled())[last]
-        total = logspace.add(joint, 1)
-        state = joint - torch.where(total > -torch.inf, total, 0.0)[:, None]
+        state = logspace.forward(chain.tabled())[0][last]
     return _sums(chain, found.nats), state
 
 
@@ -271,19 +264,21 @@ def _moves(chain: Chain, state: Tensor, coming: Tensor, factor: Tensor) -> Tenso
 
 def _in_logs(part: Chain, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Log-likelihoods, marginals and moves of sequences whose scaled probabilities would underflow."""
-    forth, aft = logspace.forward(part), logspace.backward(part)
-    nats = logspace.add(forth[part.starts + part.lengths - 1], 1)
-    row = part.rows
-    possible = torch.isfinite(nats)
-    less = torch.where(possible, nats, 0.0)[row]
-    factor = torch.where(possible, factor, 0.0)[row]
-    marginals = torch.where(factor[:, None] != 0, (forth + aft - less[:, None]).exp() * factor[:, None], 0.0)
-    before = torch.roll(forth, 1, 0)[:, :, None]
-    joint = before + part.transition + (part.table + aft)[:, None] - less[:, None, None]
+    (forth, steps), aft = logspace.forward(part), logspace.backward(part)
+    nats = _sums(part, steps)
+    factor = torch.where(nats > -torch.inf, factor, 0.0)[part.rows]
+    marginals = _shares(forth + aft, factor)
     factor = factor.clone()
     factor[part.starts] = 0.0
-    factor = factor[:, None, None]
-    return nats, marginals, torch.where(factor != 0, torch.where(factor != 0, joint, 0.0).exp() * factor, 0.0)
+    before = torch.roll(forth, 1, 0)[:, :, None]
+    joint = before + part.transition + (part.table + aft)[:, None]
+    return nats, marginals, _shares(joint.flatten(1), factor).reshape(joint.shape)
+
+
+def _shares(logs: Tensor, factor: Tensor) -> Tensor:
+    """Each row as shares of its factor; zeros where that is 0."""
+    logs = torch.where(factor[:, None] != 0, logs, 0.0)
+    return logs.softmax(1) * factor[:, None]
 
 
 @torch.no_grad()
@@ -303,5 +298,5 @@ def sample(chain: Chain, n: int, generator: torch.Generator) -> Tensor:
     redo = flagged.nonzero()[:, 0]
     if len(redo):
         part, steps = chain.part(redo)
-        logs[steps] = logspace.forward(part.tabled())
+        logs[steps] = logspace.forward(part.tabled())[0]
     return paths.draw(chain.tabled(), logs, n, generator)

@@ -130,11 +130,9 @@ static void count(const V *before, const V *after, size_t stride, size_t steps, 
 }
 
 static inline void gather(const double *table, const size_t *at, size_t S, V *out) {
-    double *to = numbers(out);
-    for (int l = 0; l < LANES; ++l) {
-        const double *row = table + at[l] * S;
-        for (size_t s = 0; s < S; ++s) to[s * LANES + l] = row[s];
-    }
+    size_t places[LANES];
+    for (int l = 0; l < LANES; ++l) places[l] = at[l] * S;
+    for (size_t s = 0; s < S; ++s) out[s] = pick(table + s, places);
 }
 
 static inline void scatter(const V *in, const size_t *at, const bool *own, size_t S, double *table) {
@@ -147,41 +145,45 @@ static inline void scatter(const V *in, const size_t *at, const bool *own, size_
 }
 
 // log p(x | state) of the rows in all lanes: looked up, or those of normals with independent cells.
-static inline void potentials_of(const Problem &p, const size_t *at, V *out) {
-    const size_t S = p.S;
+static inline void potentials_of(const Problem &p, size_t S, const size_t *at, V *out) {
     if (p.potentials) { gather(p.potentials, at, S, out); return; }
     const size_t D = p.D;
     const double *loc = p.loc, *inverse = p.inverse, *constant = p.constant;
     V x[8];
+    size_t places[LANES];
+    for (int l = 0; l < LANES; ++l) places[l] = at[l] * D;
     for (size_t first = 0; first < D; first += 8) {
         const size_t wide = std::min<size_t>(8, D - first);
         bool gaps = false;
-        for (size_t d = 0; d < wide; ++d)
-            for (int l = 0; l < LANES; ++l) {
-                double each = p.x[at[l] * D + first + d];
-                lane(x[d], l) = each;
-                gaps = gaps || each != each;
-            }
+        for (size_t d = 0; d < wide; ++d) {
+            x[d] = pick(p.x + first + d, places);
+            gaps = gaps || any(x[d] != x[d]);
+        }
         for (size_t s = 0; s < S; ++s) {
             V total = first ? out[s] : all(0.0);
-            for (size_t d = 0; d < wide; ++d) {
-                const size_t place = s * D + first + d;
-                V z = (x[d] - loc[place]) * inverse[place];
-                V nats = constant[place] - z * z;
-                total += gaps ? (x[d] == x[d] ? nats : all(0.0)) : nats;
-            }
+            const size_t place = s * D + first;
+            if (gaps)
+                for (size_t d = 0; d < wide; ++d) {
+                    V z = (x[d] - loc[place + d]) * inverse[place + d];
+                    total += x[d] == x[d] ? constant[place + d] - z * z : all(0.0);
+                }
+            else
+                for (size_t d = 0; d < wide; ++d) {
+                    V z = (x[d] - loc[place + d]) * inverse[place + d];
+                    total += constant[place + d] - z * z;
+                }
             out[s] = total;
         }
     }
 }
 
 // Weights exp(potential - row maximum), and the maxima (0 where a row is all -inf).
-static inline V weigh(const Problem &p, const size_t *at, V *out) {
-    potentials_of(p, at, out);
+static inline V weigh(const Problem &p, size_t S, const size_t *at, V *out) {
+    potentials_of(p, S, at, out);
     V top = out[0];
-    for (size_t s = 1; s < p.S; ++s) top = larger(top, out[s]);
+    for (size_t s = 1; s < S; ++s) top = larger(top, out[s]);
     top = top < all(-1.7976931348623157e308) ? all(0.0) : top;
-    for (size_t s = 0; s < p.S; ++s) out[s] = exp_negative(out[s] - top);
+    for (size_t s = 0; s < S; ++s) out[s] = exp_negative(out[s] - top);
     return top;
 }
 
@@ -200,21 +202,24 @@ static inline double dot(const double *a, const double *b, size_t S) {
 }
 
 // A group of jobs, one a lane (the first again in lanes without one), and where each is at step t from its warm-up on.
+// N is the number of states where it is known to the compiler, else 0.
+template <int N>
 struct Group {
     const Problem &p;
     Job job[LANES];
     int count;
-    size_t S;
     long long longest = 0, smooth_from = 0, smooth_to = 1LL << 60;  // steps at which nothing begins or ends
     Table state, next, weights;
+    size_t base[LANES];      // row of step 0, its warm-up included
     bool recording = true;  // false where a block is run a second time
     V tops, lost;
     Product scale;
 
-    Group(const Problem &problem, const Job *jobs, int n) : p(problem), count(n), S(problem.S), state(S), next(S), weights(S) {
+    Group(const Problem &problem, const Job *jobs, int n) : p(problem), count(n), state(p.S), next(p.S), weights(p.S) {
         tops = lost = all(0.0);
         for (int l = 0; l < LANES; ++l) {
             job[l] = jobs[l < n ? l : 0];
+            base[l] = size_t(job[l].begin - job[l].warm);
             long long own = job[l].end - job[l].begin;
             longest = std::max(longest, own + job[l].warm);
             smooth_from = std::max(smooth_from, job[l].warm + 1);
@@ -224,32 +229,37 @@ struct Group {
     }
 
     // Rows of a step, which lanes are at one of their own steps, and whether all are well inside.
-    bool place(long long t, bool backward, size_t *at, bool *own) const {
-        bool smooth = t >= smooth_from && t < smooth_to;
-        for (int l = 0; l < LANES; ++l) {
-            const Job &j = job[l];
-            long long row = backward ? j.end + j.warm - 1 - t : j.begin - j.warm + t;
-            own[l] = smooth || (l < count && row >= j.begin && row < j.end);
-            at[l] = size_t(smooth ? row : backward ? std::max(row, j.begin) : std::min(row, j.end - 1));
+    bool place(long long t, size_t *at, bool *own) const {
+        if (t >= smooth_from && t < smooth_to) {
+            for (int l = 0; l < LANES; ++l) at[l] = base[l] + size_t(t), own[l] = true;
+            return true;
         }
-        return smooth;
+        for (int l = 0; l < LANES; ++l) {
+            long long row = (long long)base[l] + t;
+            own[l] = l < count && row >= job[l].begin && row < job[l].end;
+            at[l] = size_t(std::min(row, job[l].end - 1));
+        }
+        return false;
     }
 
     void first(double guess) {
+        const size_t S = N ? size_t(N) : p.S;
         for (size_t s = 0; s < S; ++s)
             for (int l = 0; l < LANES; ++l)
                 lane(state.at[s], l) = job[l].warm ? guess : p.first[job[l].sequence * p.first_stride + s];
     }
 
     void note(int l, double *where, const V *table) const {
+        const size_t S = N ? size_t(N) : p.S;
         if (!where) return;
         for (size_t s = 0; s < S; ++s) where[s] = reinterpret_cast<const double *>(table)[s * LANES + l];
     }
 
     // Which lanes lose a possible state's share to underflow.
     void losing(const V *before, const V *after, const size_t *at) {
+        const size_t S = N ? size_t(N) : p.S;
         Table raw(S);
-        potentials_of(p, at, raw.at);
+        potentials_of(p, S, at, raw.at);
         for (size_t s = 0; s < S; ++s) {
             V possible = raw.at[s] > all(-1.7976931348623157e308) ? all(1.0) : all(0.0);
             V bad = after[s] < all(1e-280) ? possible : all(0.0);
@@ -259,9 +269,10 @@ struct Group {
 
     // One step forward. Filtered probabilities are left in state, and with the weights in tile where one is given.
     void step(long long t, V *tile) {
+        const size_t S = N ? size_t(N) : p.S;
         size_t at[LANES];
         bool own[LANES];
-        bool smooth = place(t, false, at, own);
+        bool smooth = place(t, at, own);
         if (t) { product<Sum>(state.at, p.moves, S, next.at); state.swap(next); }
         if (!smooth)
             for (int l = 0; l < count; ++l)
@@ -271,7 +282,7 @@ struct Group {
                     note(l, job[l].entering, state.at);
                 }
         V *w = tile ? tile + S : weights.at;
-        V top = weigh(p, at, w);
+        V top = weigh(p, S, at, w);
         V sum = all(0.0);
         for (size_t s = 0; s < S; ++s) { next.at[s] = state.at[s] * w[s]; sum += next.at[s]; }
         if (p.careful) losing(state.at, next.at, at);
@@ -286,13 +297,10 @@ struct Group {
             for (int l = 0; l < count; ++l)
                 if (own[l]) { p.sums[at[l]] = lane(sum, l); p.tops[at[l]] = lane(top, l); }
         if (p.states) scatter(to, at, own, S, p.states);
-        V dead = sum > all(0.0) ? all(0.0) : all(1.0);
-        bool some = false;
-        for (int l = 0; l < LANES; ++l) some = some || lane(dead, l) > 0;
         if (!recording) return;
-        if (some)
+        if (any(sum <= all(0.0)))
             for (int l = 0; l < count; ++l)
-                if (own[l] && lane(dead, l) > 0 && !*job[l].impossible) *job[l].impossible = 1 + (long long)at[l];
+                if (own[l] && !(lane(sum, l) > 0) && !*job[l].impossible) *job[l].impossible = 1 + (long long)at[l];
         if (smooth) return;
         for (int l = 0; l < count; ++l)
             if (own[l] && (long long)at[l] == job[l].end - 1) {
@@ -305,8 +313,9 @@ struct Group {
     }
 };
 
-static void forward(const Problem &p, const Job *jobs, int count, Room &) {
-    Group g(p, jobs, count);
+template <int N>
+static void forward_of(const Problem &p, const Job *jobs, int count, Room &) {
+    Group<N> g(p, jobs, count);
     g.first(1.0 / double(p.S));
     for (long long t = 0; t < g.longest; ++t) g.step(t, nullptr);
 }
@@ -314,24 +323,26 @@ static void forward(const Problem &p, const Job *jobs, int count, Room &) {
 // Both directions. Messages beta are scaled so that alpha . beta = 1: alpha beta are then the marginals, and
 // alpha_{t-1} x (w_t beta_t / norm), times the moves, the expected moves. Long jobs go block by block: a first pass keeps
 // only what each block begins with.
+template <int N>
 struct Smoother {
-    Group g;
-    const size_t S, B;  // B: steps of a block
+    Group<N> g;
+    const size_t B;  // steps of a block
     Room &room;
     std::vector<Table> begins;
     Table message;
-    double own_factor[LANES];
+    V factors;
 
     Smoother(const Problem &p, const Job *jobs, int count, Room &r)
-        : g(p, jobs, count), S(p.S), B(p.block), room(r), message(S) {
+        : g(p, jobs, count), B(p.block), room(r), message(p.S) {
         for (int l = 0; l < LANES; ++l)
-            own_factor[l] = l < count ? (p.sequence_weight ? p.sequence_weight[g.job[l].sequence] : 1.0) : 0.0;
+            lane(factors, l) = l < count ? (p.sequence_weight ? p.sequence_weight[g.job[l].sequence] : 1.0) : 0.0;
     }
 
     // Tiles of 2 S vectors a step: filtered probabilities and weights; one before the block's first.
-    V *tile(long long inside) { return reinterpret_cast<V *>(room.tiles) + size_t(inside + 1) * 2 * S; }
+    V *tile(long long inside) { return reinterpret_cast<V *>(room.tiles) + size_t(inside + 1) * 2 * (N ? size_t(N) : g.p.S); }
 
     void run() {
+        const size_t S = N ? size_t(N) : g.p.S;
         const long long steps = g.longest, blocks = (steps + (long long)B - 1) / (long long)B;
         g.first(1.0 / double(S));
         for (long long b = 0; b + 1 < blocks; ++b) {
@@ -352,12 +363,14 @@ struct Smoother {
     }
 
     void keep() {
+        const size_t S = N ? size_t(N) : g.p.S;
         begins.emplace_back(S);
         std::memcpy(begins.back().at, g.state.at, S * sizeof(V));
     }
 
     // Each lane's job ends at its own forward step: there its message begins anew, after its warm-up on the right.
     void back(long long from, long long to) {
+        const size_t S = N ? size_t(N) : g.p.S;
         constexpr long long CHUNK = 32;
         for (long long high = to; high > from; high -= CHUNK) {
             const long long low = std::max(from, high - CHUNK);
@@ -371,13 +384,14 @@ struct Smoother {
 
     // What comes in from beyond a job's end: 1 at the end of a sequence, else a guess run back from `warm` steps further on.
     void enter(int l) {
+        const size_t S = N ? size_t(N) : g.p.S;
         const Job &j = g.job[l];
         const long long warm = std::min<long long>(j.right, j.stop - j.end);
         std::vector<double> m(S, 1.0), w(S), n(S);
         for (long long row = j.end + warm - 1; row >= j.end; --row) {
             size_t at[LANES];
             for (int k = 0; k < LANES; ++k) at[k] = size_t(row);
-            weigh(g.p, at, g.weights.at);
+            weigh(g.p, S, at, g.weights.at);
             double total = 0;
             for (size_t s = 0; s < S; ++s) w[s] = m[s] * lane(g.weights.at[s], 0);
             for (size_t i = 0; i < S; ++i) total += n[i] = dot(g.p.moves + i * S, w.data(), S);
@@ -390,18 +404,20 @@ struct Smoother {
     }
 
     void step(long long t, V *tile) {
+        const size_t S = N ? size_t(N) : g.p.S;
         const Problem &p = g.p;
         size_t at[LANES];
         bool own[LANES];
-        bool smooth = g.place(t, false, at, own);
+        bool smooth = g.place(t, at, own);
         if (!smooth)
             for (int l = 0; l < g.count; ++l)
                 if (own[l] && (long long)at[l] == g.job[l].end - 1) { enter(l); rescale(l, tile); }
-        V share = all(1.0), moved = all(1.0);
-        for (int l = 0; l < LANES; ++l) {
-            lane(share, l) = own[l] ? own_factor[l] : 0.0;
-            lane(moved, l) = own[l] && (long long)at[l] > g.job[l].start ? own_factor[l] : 0.0;
-        }
+        V share = factors, moved = factors;
+        if (!smooth)
+            for (int l = 0; l < LANES; ++l) {
+                if (!own[l]) lane(share, l) = lane(moved, l) = 0.0;
+                if ((long long)at[l] == g.job[l].start) lane(moved, l) = 0.0;
+            }
         V *alpha = tile, *weights = tile + S;
         const V *before = tile - 2 * S;
         V *gamma = g.next.at;
@@ -431,6 +447,7 @@ struct Smoother {
     }
 
     void rescale(int l, const V *alpha) {
+        const size_t S = N ? size_t(N) : g.p.S;
         double total = 0;
         for (size_t s = 0; s < S; ++s) total += reinterpret_cast<const double *>(alpha)[s * LANES + l] * lane(message.at[s], l);
         for (size_t s = 0; s < S; ++s) lane(message.at[s], l) /= total > 0 ? total : 1.0;
@@ -438,20 +455,17 @@ struct Smoother {
 
     // Sums of marginals, and of their products with x - loc and its square, over the cells that are seen.
     void moments(const size_t *at, const V *gamma) {
+        const size_t S = N ? size_t(N) : g.p.S;
         const Problem &p = g.p;
         const size_t D = p.D;
         V *sums = room_moments();
+        size_t places[LANES];
+        for (int l = 0; l < LANES; ++l) places[l] = at[l] * D;
         for (size_t d = 0; d < D; ++d) {
-            V seen, value;
-            bool gaps = false;
-            for (int l = 0; l < LANES; ++l) {
-                double each = p.x[at[l] * D + d];
-                bool there = each == each;
-                lane(value, l) = there ? each : 0.0;
-                lane(seen, l) = there ? 1.0 : 0.0;
-                gaps = gaps || !there;
-            }
-            V *to = sums + d * 3 * S;
+            V value = pick(p.x + d, places), *to = sums + d * 3 * S;
+            const bool gaps = any(value != value);
+            V seen = value == value ? all(1.0) : all(0.0);
+            if (gaps) value = value == value ? value : all(0.0);
             for (size_t s = 0; s < S; ++s) {
                 V w = gaps ? gamma[s] * seen : gamma[s];
                 V y = value - p.loc[s * D + d], wy = w * y;
@@ -463,25 +477,46 @@ struct Smoother {
     }
 };
 
-static void smooth(const Problem &p, const Job *jobs, int count, Room &room) { Smoother(p, jobs, count, room).run(); }
+template <int N>
+static void smooth_of(const Problem &p, const Job *jobs, int count, Room &room) {
+    Smoother<N>(p, jobs, count, room).run();
+}
 
 // Viterbi's values, row by row into states; in logarithms.
-static void values(const Problem &p, const Job *jobs, int count, Room &) {
-    Group g(p, jobs, count);
+template <int N>
+static void values_of(const Problem &p, const Job *jobs, int count, Room &) {
+    const size_t S = N ? size_t(N) : p.S;
+    Group<N> g(p, jobs, count);
     g.first(0.0);
     for (long long t = 0; t < g.longest; ++t) {
         size_t at[LANES];
         bool own[LANES];
-        bool smooth = g.place(t, false, at, own);
-        if (t) { product<Best>(g.state.at, p.moves, g.S, g.next.at); g.state.swap(g.next); }
+        bool smooth = g.place(t, at, own);
+        if (t) { product<Best>(g.state.at, p.moves, S, g.next.at); g.state.swap(g.next); }
         if (!smooth)
             for (int l = 0; l < count; ++l)
                 if (own[l] && (long long)at[l] == g.job[l].begin) g.note(l, g.job[l].entering, g.state.at);
-        potentials_of(p, at, g.weights.at);
-        for (size_t s = 0; s < g.S; ++s) g.state.at[s] += g.weights.at[s];
-        scatter(g.state.at, at, own, g.S, p.states);
+        potentials_of(p, S, at, g.weights.at);
+        for (size_t s = 0; s < S; ++s) g.state.at[s] += g.weights.at[s];
+        scatter(g.state.at, at, own, S, p.states);
     }
 }
+
+// Few states are common, and faster where the compiler knows their number.
+#define PROBGEN_BY_SIZE(name)                                                              \
+    static void name(const Problem &p, const Job *jobs, int count, Room &room) {           \
+        switch (p.S) {                                                                     \
+            case 2: return name##_of<2>(p, jobs, count, room);                             \
+            case 3: return name##_of<3>(p, jobs, count, room);                             \
+            case 4: return name##_of<4>(p, jobs, count, room);                             \
+            case 8: return name##_of<8>(p, jobs, count, room);                             \
+            default: return name##_of<0>(p, jobs, count, room);                            \
+        }                                                                                  \
+    }
+PROBGEN_BY_SIZE(forward)
+PROBGEN_BY_SIZE(smooth)
+PROBGEN_BY_SIZE(values)
+#undef PROBGEN_BY_SIZE
 
 // log N(x; loc, diag scale^2), missing cells integrated out. loc and 1 / scale come as (D, K padded to whole vectors).
 static void normal_log_prob(const Cells &c, size_t begin, size_t end) {

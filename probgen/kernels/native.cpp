@@ -65,6 +65,10 @@ typedef double V __attribute__((vector_size(64), may_alias));
 typedef long long I __attribute__((vector_size(64), may_alias));
 constexpr int LANES = 8;
 static inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
+static inline bool any(I mask) { return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0; }
+static inline V pick(const double *b, const size_t *at) {
+    return V{b[at[0]], b[at[1]], b[at[2]], b[at[3]], b[at[4]], b[at[5]], b[at[6]], b[at[7]]};
+}
 #include "lanes.hpp"
 }  // namespace avx512
 #pragma GCC pop_options
@@ -75,6 +79,8 @@ typedef double V __attribute__((vector_size(32), may_alias));
 typedef long long I __attribute__((vector_size(32), may_alias));
 constexpr int LANES = 4;
 static inline V larger(V a, V b) { return (V)_mm256_max_pd((__m256d)a, (__m256d)b); }
+static inline bool any(I mask) { return _mm256_movemask_pd((__m256d)mask) != 0; }
+static inline V pick(const double *b, const size_t *at) { return V{b[at[0]], b[at[1]], b[at[2]], b[at[3]]}; }
 #include "lanes.hpp"
 }  // namespace avx2
 #pragma GCC pop_options
@@ -85,10 +91,14 @@ namespace generic {
 typedef double V __attribute__((vector_size(16), may_alias));
 typedef long long I __attribute__((vector_size(16), may_alias));
 constexpr int LANES = 2;
+static inline bool any(I mask) { return mask[0] || mask[1]; }
+static inline V pick(const double *b, const size_t *at) { return V{b[at[0]], b[at[1]]}; }
 #else
 typedef double V;
 typedef long long I;
 constexpr int LANES = 1;
+static inline bool any(I mask) { return mask != 0; }
+static inline V pick(const double *b, const size_t *at) { return b[at[0]]; }
 #endif
 static inline V larger(V a, V b) { return a > b ? a : b; }
 #include "lanes.hpp"

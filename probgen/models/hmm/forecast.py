@@ -1,6 +1,5 @@
 """What comes next: the distribution of the steps after a sequence."""
 
-import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +8,11 @@ import torch
 from torch import Tensor
 
 from probgen import chains
+from probgen.emissions import Product
 from probgen.errors import ParameterError, ShapeError, StructureError
 from probgen.events import Ragged
 from probgen.logprob import Kind, LogProb
-from probgen.models.hmm.queries import _possible, ahead, run
+from probgen.models.hmm.queries import _possible, ahead, run, seeded
 
 if TYPE_CHECKING:
     from probgen.models.hmm.hmm import HMM
@@ -83,22 +83,23 @@ class Forecast:
             ParameterError: q outside (0, 1).
             StructureError: an emission whose steps ahead are no mixture in closed form; sample() still works.
         """
-        if not 0 < q < 1:
-            raise ParameterError(f"q={q}", "a share between 0 and 1")
+        if isinstance(q, bool) or not isinstance(q, int | float) or not 0 < q < 1:
+            raise ParameterError(f"q={q!r}", "a share between 0 and 1")
         self._plain("A quantile")
-        step = self.hmm.emission.event
-        discrete = step is not None and (step.levels is not None or step.support == "count")
-        mean = torch.as_tensor(self.mean())
+        discrete = _whole_cells(self.hmm.emission)
+        mean = torch.as_tensor(self.mean()).nan_to_num(0.0, 0.0, 0.0)
         spread = torch.as_tensor(self.variance()).clamp(min=0).sqrt() + torch.finfo(torch.float64).tiny
+        spread = torch.where(spread.isfinite(), spread, mean.abs() + 1.0)  # heavy tails have no moments, but quantiles
         low, high = self._bracket(mean, spread, q)
         for _ in range(200):
             middle = (low + high) / 2
-            middle = middle.floor() if discrete else middle
+            middle = torch.where(discrete, middle.floor(), middle)
             above = self._cdf(middle) >= q
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-            if bool((high - low <= (1.0 if discrete else 1e-12 * spread)).all()):
+            if bool((high - low <= torch.where(discrete, 1.0, 1e-12 * spread)).all()):
                 break
-        return high.numpy()
+        step = _steps_of(self.hmm.emission)
+        return torch.where(step > 0, (high / step.clamp(min=1e-300)).round() * step, high).numpy()
 
     def _bracket(self, mean: Tensor, spread: Tensor, q: float) -> tuple[Tensor, Tensor]:
         low, high = (mean - spread).floor() - 1, (mean + spread).ceil() + 1
@@ -120,7 +121,7 @@ class Forecast:
         """n joint draws of each sequence's future, shape (sequences, n, h, width)."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ParameterError(f"n={n!r}", "a whole number of draws, at least 1")
-        generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
+        generator = seeded(seed)
         drawn = []
         with torch.no_grad():
             for i, first in enumerate(self.log_state[:, 0].exp()):
@@ -139,7 +140,7 @@ class Forecast:
             )
 
     def _check(self, x: Any) -> Any:
-        checked = self.hmm.event.check(x)
+        checked = self.hmm._check(x)
         n, h = self.log_state.shape[:2]
         if len(checked) != n or bool((checked.x.lengths != h).any()):
             raise ShapeError(
@@ -179,6 +180,23 @@ class Forecast:
         else:
             found = getattr(self.hmm.emission, what)()[None]
         return found[:, self.hmm._uses].expand(self.log_state.shape[1], -1, -1)
+
+
+def _steps_of(emission: Any) -> Tensor:
+    """What cells are rounded to, shape (width,); 0 where they are not."""
+    if isinstance(emission, Product):
+        return torch.cat([_steps_of(part) for part in emission.parts.values()])
+    step = None if emission.event is None else emission.event.resolution
+    return torch.full((emission.width,), step or 0.0, dtype=torch.float64)
+
+
+def _whole_cells(emission: Any) -> Tensor:
+    """Which cells are whole numbers, shape (width,)."""
+    if isinstance(emission, Product):
+        return torch.cat([_whole_cells(part) for part in emission.parts.values()])
+    step = emission.event
+    whole = step is not None and (step.levels is not None or step.support == "count")
+    return torch.full((emission.width,), whole)
 
 
 @torch.no_grad()

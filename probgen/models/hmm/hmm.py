@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from probgen import chains, emissions
-from probgen.errors import DataError, ParameterError, StructureError
+from probgen.errors import DataError, ParameterError, ShapeError, StructureError
 from probgen.events import Event, Panel, Ragged, Series
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
@@ -62,8 +62,12 @@ class HMM(GenerativeModel):
         width = max(math.prod(self.event.shape), 1)  # type: ignore[attr-defined]
         if not isinstance(chosen, emissions.Emission) or chosen.width != width:
             raise StructureError(f"emission={chosen!r}", f"an emission over {width} cells", "probgen.emissions.for_event")
+        _refuse_support(self.event, chosen)
         self.emission = chosen.with_states(states if self.tie is None else max(self.tie) + 1)
-        self.transitions = (Markov() if transitions is None else transitions).with_states(states)
+        moves = Markov() if transitions is None else transitions
+        if not isinstance(moves, Transitions):
+            raise StructureError(f"transitions={transitions!r}", "a part of probgen.transitions", "Markov(), say")
+        self.transitions = moves.with_states(states)
         self.register_buffer("_uses", self._uses_of(), persistent=False)
         self._check_inputs()
         self.n_rows = 0
@@ -131,8 +135,12 @@ class HMM(GenerativeModel):
 
         Event shape (duration, width); gradients reach the model's parameters.
         """
-        inputs = None if given is None else self._check_given(given, None).values
-        return program.OfModel(self, duration, inputs)
+        if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1:
+            raise ParameterError(f"duration={duration!r}", "a whole number of steps, at least 1")
+        inputs = self._check_given(given, None)
+        if inputs is not None and inputs.lengths.tolist() != [duration]:
+            raise ShapeError(f"given= of lengths {inputs.lengths.tolist()[:8]}", f"one sequence of {duration} steps")
+        return program.OfModel(self, duration, None if inputs is None else inputs.values.reshape(duration, -1))
 
     def _fit(
         self,
@@ -157,19 +165,23 @@ class HMM(GenerativeModel):
         ``labels``: states that are known, a list of one array a sequence, -1 where unknown (semi-supervised).
         ``budget``: seconds, turned once into a number of restarts and iterations, which the report records.
         """
+        plan = learning.Plan(method, restarts, max_iter, tol, start, budget, progress)
+        if start == "current":
+            self._check_fitted()
         return learning.fit(
             self,
             learning.Data(self._rows(x, given), x.lengths, self._inputs(given), self._label_mask(labels, x)),
             generator,
-            learning.Plan(method, restarts, max_iter, tol, start, budget, progress),
+            plan,
         )
 
     def _label_mask(self, labels: Any, x: Ragged) -> Tensor | None:
         """Log of which chain states a label allows, shape (total, S)."""
         if labels is None:
             return None
-        parts = [np.where(np.asarray(part) < 0, np.nan, np.asarray(part, dtype=float)) for part in labels]
-        given = Series(levels=self.states).check(parts).x
+        given = Series(levels=max(self.states, 2)).check(_labels(labels)).x
+        if bool((given.values >= self.states).any()):
+            raise DataError(f"a label {int(given.values.nan_to_num().max())}", f"states 0..{self.states - 1}")
         if not torch.equal(given.lengths, x.lengths):
             raise DataError(f"labels of lengths {given.lengths.tolist()[:8]}", "one label a step", "-1 where unknown")
         codes = given.values
@@ -211,8 +223,14 @@ class HMM(GenerativeModel):
         return chains.Normals(rows, emission.loc[self._uses], emission.scale()[self._uses])
 
     def _chain(self, x: Ragged, given: Ragged | None) -> chains.Chain:
+        self._refuse_nan()
         source = self._source(self._rows(x, given))
         return chains.Chain(*self.transitions(self._inputs(given)), source, x.lengths)
+
+    def _refuse_nan(self) -> None:
+        for name, p in self.named_parameters():
+            if bool(p.isnan().any()):
+                raise ParameterError(f"{name} holds NaN", "numbers", "Fit the model again, or load it where it was whole")
 
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
         by = f"{self.transitions.size} states summed"
@@ -228,6 +246,7 @@ class HMM(GenerativeModel):
         """``length``: steps of each sequence; with inputs, theirs."""
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ParameterError(f"length={length!r}", "a whole number of steps, at least 1")
+        self._refuse_nan()
         return queries.simulate(self, n, given, length, generator)
 
     # Questions
@@ -316,7 +335,7 @@ class HMM(GenerativeModel):
         """Interpretable parameters: "initial", "transition", and the emission's, each with states first."""
         with torch.no_grad():
             found = {**self.transitions.natural(), **self.emission.natural()}
-        return {name: value.numpy() for name, value in found.items()}
+        return {name: value.detach().clone().numpy() for name, value in found.items()}
 
 
 def _event_of(emission: emissions.Emission | None) -> Series:
@@ -330,8 +349,32 @@ def _event_of(emission: emissions.Emission | None) -> Series:
     return Series(step.shape, step.support, step.levels, step.resolution, step.unit)
 
 
+def _refuse_support(event: Event, emission: emissions.Emission) -> None:
+    """A mass is no density, and a table of 3 levels has no fourth."""
+    own = emission.event
+    if own is None or not isinstance(event, Series):
+        return
+    step = event.step
+    masses = (own.levels is not None or own.support == "count", step.levels is not None or step.support == "count")
+    narrow = own.support in ("positive", "unit") and step.support != own.support
+    levels = own.levels is not None and np.any(np.asarray(own.levels) != np.asarray(step.levels or math.inf))
+    if masses[0] != masses[1] or narrow or levels:
+        raise StructureError(f"emission={emission!r} for {event!r}", f"an emission over {step!r}", "Or another event")
+
+
+def _labels(labels: Any) -> list[np.ndarray]:
+    """Known states with NaN where unknown."""
+    try:
+        parts = [np.asarray(part, dtype=float) for part in labels]
+    except (TypeError, ValueError) as problem:
+        raise DataError(
+            f"labels={labels!r:.80}", "a list of one array of states a sequence", "-1 where unknown"
+        ) from problem
+    return [np.where(part < 0, np.nan, part) for part in parts]
+
+
 def _checked_tie(tie: Sequence[int], states: int) -> tuple[int, ...]:
-    used = tuple(tie)
+    used = tuple(tie) if isinstance(tie, Sequence) else ()
     whole = all(isinstance(i, int) and not isinstance(i, bool) for i in used)
     if not whole or len(used) != states or set(used) != set(range(max(used, default=-1) + 1)):
         raise ParameterError(f"tie={tie!r}", f"{states} numbers that use 0, 1, ... without a gap")

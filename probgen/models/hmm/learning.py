@@ -58,14 +58,21 @@ class Plan:
 
     def __post_init__(self) -> None:
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.restarts, self.max_iter))
-        if not whole or min(self.restarts, self.max_iter) < 1 or not self.tol >= 0:
+        if not whole or min(self.restarts, self.max_iter) < 1 or not _number(self.tol) or not self.tol >= 0:
             raise ParameterError(
-                f"restarts={self.restarts}, max_iter={self.max_iter}, tol={self.tol}", "whole numbers >= 1, and tol >= 0"
+                f"restarts={self.restarts}, max_iter={self.max_iter}, tol={self.tol!r}",
+                "whole numbers >= 1, and tol >= 0",
             )
+        if self.budget is not None and not (_number(self.budget) and 0 < self.budget < math.inf):
+            raise ParameterError(f"budget={self.budget!r}", "a number of seconds above 0, or None")
         if self.method not in ("em", "gradient") or self.start not in ("random", "current"):
             raise ParameterError(
                 f"method={self.method!r}, start={self.start!r}", "method em or gradient, start random or current"
             )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitRe
                 hmm.emission.prepare(data.rows)
         restarts, max_iter = plan.restarts if plan.start == "random" else 1, plan.max_iter
         if plan.budget is not None:
-            restarts, max_iter = _afford(hmm, data, generator, plan.budget, restarts, max_iter)
+            restarts, max_iter = _afford(hmm, data, generator, plan, restarts)
             notes.append(f"budget {plan.budget:g} s = {restarts} restarts of at most {max_iter} iterations")
         runs = _runs(hmm, data, generator, plan, restarts, max_iter)
     except (FitError, KeyboardInterrupt):
@@ -142,21 +149,21 @@ def _penalty(hmm: "HMM") -> Tensor:
     return hmm.emission.penalty() + hmm.transitions.penalty()
 
 
-def _afford(
-    hmm: "HMM", data: Data, generator: torch.Generator, budget: float, restarts: int, max_iter: int
-) -> tuple[int, int]:
-    """Restarts and iterations that fit into a budget: one of each is timed, on a copy of the generator."""
-    pilot = torch.Generator()
+def _afford(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int) -> tuple[int, int]:
+    """Restarts and iterations that fit into a budget: one of each is timed, on copies of generator and parameters."""
+    pilot, present = torch.Generator(), _state(hmm)
     pilot.set_state(generator.get_state())
     began = time.perf_counter()
-    _start(hmm, data, pilot, 0)
+    if plan.start == "random":
+        _start(hmm, data, pilot, 0)
     middle = time.perf_counter()
     with torch.no_grad():
         _maximise(hmm, data, _expect(hmm, data)[1])
     each = time.perf_counter() - middle
-    affordable = max(1, int((budget - (middle - began)) / each))
-    restarts = max(1, min(restarts, affordable // min(max_iter, 100)))
-    return restarts, max(1, min(max_iter, affordable // restarts))
+    hmm.load_state_dict(present)
+    affordable = max(1, int((float(plan.budget or 0.0) - (middle - began)) / each))
+    restarts = max(1, min(restarts, affordable // min(plan.max_iter, 100)))
+    return restarts, max(1, min(plan.max_iter, affordable // restarts))
 
 
 @torch.no_grad()
@@ -164,7 +171,7 @@ def _start(hmm: "HMM", data: Data, generator: torch.Generator, restart: int) -> 
     """Emissions from clusters of the cells (every third start: of random steps), moves at random."""
     emission = hmm.emission
     fresh = emission.with_states(emission.states)
-    emission.load_state_dict({**fresh.state_dict(), **dict(emission.named_buffers())})
+    emission.load_state_dict({**fresh.state_dict(), **dict(emission.named_buffers(remove_duplicate=False))})
     hmm.transitions.start(generator)
     if data.allowed is not None:
         shares = _labelled(hmm, data)
@@ -217,7 +224,7 @@ def _maximise(hmm: "HMM", data: Data, found: chains.Expected) -> list[int]:
     else:
         without = hmm.emission.maximise(_statistics(hmm, data, _by_emission(hmm, found.marginals, 1)))
     hmm.transitions.maximise(found.initial.sum(0), found.transitions, data.inputs)
-    return without
+    return [k for k in range(hmm.states) if (k if hmm.tie is None else hmm.tie[k]) in without]
 
 
 def _by_emission(hmm: "HMM", table: Tensor, dim: int) -> Tensor:
@@ -303,7 +310,7 @@ def _warn_if_worse(hmm: "HMM", data: Data) -> None:
     ones = torch.ones(len(data), 1, dtype=torch.float64)
     try:
         alone: Any = hmm.emission.with_states(1)
-        alone.load_state_dict({**alone.state_dict(), **dict(hmm.emission.named_buffers())})
+        alone.load_state_dict({**alone.state_dict(), **dict(hmm.emission.named_buffers(remove_duplicate=False))})
         for _ in range(3):
             alone.maximise(alone.statistics(data.rows, ones))
         baseline = float(alone.log_prob(data.rows).sum())

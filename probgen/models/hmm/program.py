@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from probgen import chains
-from probgen.errors import ShapeError
+from probgen.errors import DataError, ShapeError
 from probgen.events import Ragged
 from probgen.models.hmm.queries import simulate
 
@@ -169,7 +169,7 @@ class HiddenMarkov(_Sequence):
                 f"{tuple(observation.batch_shape)}, duration={duration}",
                 "(S,), (S, S) or (T, S, S), batch (S,) or (T, S), and at least one step",
             )
-        self.initial, self.transition = initial.log_softmax(-1), transition.log_softmax(-1)
+        self.initial, self.transition = (initial.log_softmax(-1), transition.log_softmax(-1))
         self.observation, self.duration = observation, duration
         super().__init__(torch.Size(), torch.Size([duration, *observation.event_shape]), validate_args=False)
 
@@ -207,6 +207,8 @@ class OfModel(_Sequence):
 
     def _potentials(self, value: Tensor) -> Tensor:
         n = len(value)
+        if self.hmm.emission.lags and bool(value.isnan().any()):
+            raise DataError("A gap in an autoregressive sequence", "complete steps, read again", "Fill the gap")
         lengths = torch.full((n,), self.duration)
         given = None if self.inputs is None else Ragged(self.inputs.repeat(n, 1), lengths)
         return self.hmm._potentials(self.hmm._rows(Ragged(value.reshape(n * self.duration, -1), lengths), given))

@@ -150,13 +150,21 @@ def decode(hmm: "HMM", x: Ragged, given: Ragged | None, method: str) -> list[np.
     return _split(path, x.lengths)
 
 
+def seeded(seed: int | None) -> torch.Generator:
+    """A private generator; the seed is taken from the system where none is given."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if seed is not None and not (whole and 0 <= seed < 2**63):
+        raise ParameterError(f"seed={seed!r}", "a whole number from 0, or None")
+    return torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
+
+
 @torch.no_grad()
 def sample_paths(hmm: "HMM", x: Ragged, given: Ragged | None, n: int, seed: int | None) -> list[np.ndarray]:
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ParameterError(f"n={n!r}", "a whole number of paths, at least 1")
     chain = hmm._chain(x, given)
     _possible(hmm, chain)
-    generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
+    generator = seeded(seed)
     paths = hmm.transitions.emitting()[chains.sample(chain, n, generator)]
     return [part.numpy() for part in paths.split(x.lengths.tolist(), dim=1)]
 
@@ -168,7 +176,7 @@ def simulate(hmm: "HMM", n: int, given: Ragged | None, length: int, generator: t
     if given is not None:
         if len(given) != 1:
             raise ShapeError(f"given= holds {len(given)} sequences of inputs", "one, from which n sequences are drawn")
-        inputs, length = given.values.reshape(len(given.values), -1), int(given.lengths[0])
+        inputs, length = (given.values.reshape(len(given.values), -1), int(given.lengths[0]))
     initial, matrix = hmm.transitions(inputs if hmm.transitions.covariates else None)
     state = torch.multinomial(initial.exp().expand(n, -1), 1, generator=generator)[:, 0]
     values = run(hmm, state, matrix, inputs, length, generator, start_of=None)

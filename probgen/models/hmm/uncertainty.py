@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from probgen import chains
+from probgen.emissions import Emission, Normal
 from probgen.errors import ParameterError
 from probgen.events import Ragged
 from probgen.models.hmm.program import _Natural
@@ -24,11 +25,13 @@ def standard_errors(hmm: "HMM", x: Ragged, given: Ragged | None) -> dict[str, np
     by the delta method. The Hessian's columns are central differences of the exact gradient. A free start of few
     sequences always lies at the edge of its simplex: it is held fixed, and its errors are NaN."""
     _refuse_boundary(hmm)
+    _refuse_floor(hmm.emission)
     names = [name for name, p in hmm.named_parameters() if p.requires_grad and _free(name, hmm)]
     raw = {name: hmm.get_parameter(name).detach().clone() for name in names}
     gradient = _Gradient(hmm, x, given, raw)
     flat = gradient.pack(raw)
-    information = _information(gradient, flat)
+    steps = _steps(gradient, flat)
+    information = _information(gradient, flat, steps)
     values, vectors = torch.linalg.eigh(information)
     # logits of one row shift together without any effect: those directions have no information and need none
     null = values.abs() < 1e-7 * values.abs().max()
@@ -39,7 +42,7 @@ def standard_errors(hmm: "HMM", x: Ragged, given: Ragged | None) -> dict[str, np
             "Fit with a smaller tol and more restarts",
         )
     inverse = torch.where(null, 0.0, 1 / torch.where(null, 1.0, values))
-    covariance = (vectors * inverse) @ vectors.T
+    covariance = (vectors * inverse) @ vectors.T * steps * steps[:, None]
     slope = gradient(flat)
     off = float(slope @ covariance @ slope) ** 0.5
     if off > _GRADIENT * len(flat) ** 0.5 + 0.05:
@@ -49,7 +52,7 @@ def standard_errors(hmm: "HMM", x: Ragged, given: Ragged | None) -> dict[str, np
             "fit(x, tol=1e-12, max_iter=5000) without priors, on the data that are asked about",
         )
     found = _delta(hmm, raw, covariance)
-    if "transitions.initial_logits" in names:
+    if any(name.startswith("transitions.initial_logits") for name in names):
         start = hmm.transitions.natural()["initial"].detach().numpy()
         found["initial"] = np.where((start < _EDGE) | (start > 1 - _EDGE), np.nan, found["initial"])
     return found
@@ -73,12 +76,27 @@ def _refuse_boundary(hmm: "HMM") -> None:
             inside = inside[mask & (mask.sum(1, keepdim=True) > 1)]
         edge = (inside < _EDGE) | (inside > 1 - _EDGE)
         if name == "transition" and mask is None:
-            edge = edge & (inside > 0)
+            forced = inside == 0
+            edge = edge & ~forced & (inside.shape[1] - forced.sum(1, keepdim=True) > 1)
         if edge.any() and hmm.states > 1:
             raise ParameterError(
                 f"The fitted {name} holds {float(inside[edge][0]):.3g}: the optimum is on the boundary",
                 "an optimum inside the parameter space",
                 "Fewer states, structural zeros where moves are absent, or priors and NUTS (bayes_model)",
+            )
+
+
+def _refuse_floor(emission: Emission) -> None:
+    for part in emission.modules():
+        if not isinstance(part, Normal) or not part.floor:
+            continue
+        scale, unit = part.scale().detach(), part.data_variance.sqrt()
+        least = torch.linalg.svdvals(scale / unit[:, None])[:, -1] if part.matrix else (scale / unit).min()
+        if bool((least.square() <= part.floor * (1 + 1e-6)).any()):
+            raise ParameterError(
+                f"A fitted variance stands at its floor, {part.floor:g} of the data's",
+                "an optimum inside the parameter space",
+                "Fewer states, a tied covariance, or priors and NUTS (bayes_model)",
             )
 
 
@@ -101,24 +119,51 @@ class _Gradient:
             parts[part][rest] = piece.reshape(shape)
         return parts
 
+    def _total(self, flat: Tensor) -> Tensor:
+        parts = self.unpack(flat)
+        table = functional_call(self.hmm.emission, parts["emission"], (self.rows,))[:, self.hmm._uses]
+        initial, matrix = functional_call(self.hmm.transitions, parts["transitions"], (self.inputs,))
+        return chains.log_likelihood(chains.Chain(initial, matrix, table, self.lengths)).sum()
+
+    @torch.no_grad()
+    def nats(self, flat: Tensor) -> float:
+        return float(self._total(flat))
+
     def __call__(self, flat: Tensor) -> Tensor:
         with torch.enable_grad():
             flat = flat.detach().clone().requires_grad_()
-            parts = self.unpack(flat)
-            table = functional_call(self.hmm.emission, parts["emission"], (self.rows,))[:, self.hmm._uses]
-            initial, matrix = functional_call(self.hmm.transitions, parts["transitions"], (self.inputs,))
-            nats = chains.log_likelihood(chains.Chain(initial, matrix, table, self.lengths)).sum()
-            return torch.autograd.grad(nats, flat)[0]
+            return torch.autograd.grad(self._total(flat), flat)[0]
 
 
-def _information(gradient: _Gradient, flat: Tensor) -> Tensor:
+def _steps(gradient: _Gradient, flat: Tensor) -> Tensor:
+    """A step in each parameter that costs 1e-6 to 1e-4 nats: the parameters' own units, whatever those of the data.
+
+    Parameters that the likelihood ignores keep a small step.
+    """
+    best = gradient.nats(flat)
+    out = torch.where(flat.isfinite(), 1e-5 * flat.abs().clamp(min=1.0), 1.0)
+    for i in flat.isfinite().nonzero()[:, 0].tolist():
+        h = float(out[i])
+        for _ in range(40):
+            moved = flat.clone()
+            moved[i] += h
+            cost = abs(best - gradient.nats(moved))
+            if 1e-6 <= cost <= 1e-4:
+                out[i] = h
+                break
+            h *= 0.2 if not cost <= 1e-4 else 5.0
+    return out
+
+
+def _information(gradient: _Gradient, flat: Tensor, steps: Tensor) -> Tensor:
+    """The negative Hessian in units of the steps."""
     moving = flat.isfinite()
     columns = []
     for i in range(len(flat)):
         step = torch.zeros_like(flat)
         if moving[i]:
-            step[i] = 1e-5 * max(1.0, abs(float(flat[i])))
-            columns.append((gradient(flat + step) - gradient(flat - step)) / (2 * step[i]))
+            step[i] = steps[i]
+            columns.append((gradient(flat + step) - gradient(flat - step)) * steps / 2)
         else:
             columns.append(step)
     information = -torch.stack(columns)
