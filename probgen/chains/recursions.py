@@ -13,6 +13,8 @@ from probgen.errors import ShapeError
 
 __all__ = ["advance", "expected", "filter", "first_impossible", "log_likelihood", "posterior", "sample", "viterbi"]
 
+_RARE = -46.0  # log of 1e-20: a share of 1e-280 times a likelier move is a normal number
+
 
 def _check(chain: Chain) -> None:
     shape = tuple(chain.potentials.shape)
@@ -41,8 +43,9 @@ def log_likelihood(chain: Chain) -> Tensor:
     native = compiled.kernel_for(chain)
     if native is None:
         return _sums(chain, filter(chain).nats)
-    swept, _, _ = compiled.forward(native, chain, steps=False)
-    redo = swept.flags.nonzero()[:, 0]
+    plain, doubtful = _plain(chain)
+    swept, _, _ = compiled.forward(native, plain, steps=False)
+    redo = ((swept.flags > 0) | doubtful).nonzero()[:, 0]
     if len(redo):
         swept.nats[redo] = logspace.log_likelihood(chain.part(redo)[0])
     return swept.nats
@@ -140,6 +143,12 @@ def filter(chain: Chain) -> Filtered:
 
 def _filter(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """Filtered probabilities, nats of steps, and which sequences must be done in logarithms."""
+    plain, doubtful = _plain(chain)
+    states, nats, flagged = _swept(plain)
+    return states, nats, flagged | doubtful
+
+
+def _swept(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     native = compiled.kernel_for(chain)
     if native is not None:
         swept, nats, states = compiled.forward(native, chain, steps=True)
@@ -148,6 +157,21 @@ def _filter(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     weights, top = scaled.shifted(chain.table)
     found = scaled.forward(chain, weights)
     return found.states, torch.where(found.sums > 0, found.sums.log() + top, -torch.inf), found.flagged
+
+
+def _plain(chain: Chain) -> tuple[Chain, Tensor]:
+    """The chain without moves so rare that a share times one underflows, and for which sequences they may matter.
+
+    Without them sums are too small, with them made likelier too large: where both agree at each step they don't matter.
+    """
+    moves = chain.transition.detach()
+    rare = (moves < _RARE) & (moves > -torch.inf)
+    if not bool((moves.amin() < 5 * _RARE) & rare.any()):
+        return chain, torch.zeros_like(chain.lengths, dtype=torch.bool)
+    less = replace(chain, transition=torch.where(rare, -torch.inf, moves))
+    low, high = (_swept(each)[1] for each in (less, replace(chain, transition=torch.where(rare, _RARE, moves))))
+    apart = _sums(chain, torch.where(low == high, 0.0, (high - low).abs()))
+    return less, ~(apart <= 1e-13 * _sums(chain, low).abs().clamp(min=1))
 
 
 def _ended(chain: Chain, states: Tensor, nats: Tensor) -> Filtered:
@@ -176,8 +200,9 @@ def first_impossible(chain: Chain) -> Tensor:
     _check(chain)
     native = compiled.kernel_for(chain)
     if native is not None:
-        swept, _, _ = compiled.forward(native, chain, steps=False)
-        if not bool(swept.flags.any() | swept.impossible.any()):
+        plain, doubtful = _plain(chain)
+        swept, _, _ = compiled.forward(native, plain, steps=False)
+        if not bool(doubtful.any() | swept.flags.any() | swept.impossible.any()):
             return torch.full_like(chain.lengths, -1)
     return _first(chain, filter(chain).nats)
 
@@ -217,23 +242,25 @@ def expected(chain: Chain, weights: Tensor | None = None, marginals: bool = Fals
     native = compiled.kernel_for(chain)
     if native is None:
         return _by_torch(chain, weights, marginals)
-    swept, found = compiled.expected(native, chain, weights, marginals)
-    bad = (swept.flags > 0) | (swept.impossible > 0)
+    plain, doubtful = _plain(chain)
+    swept, found = compiled.expected(native, plain, weights, marginals)
+    bad = (swept.flags > 0) | (swept.impossible > 0) | doubtful
     return found if not bool(bad.any()) else _by_torch(chain, weights, marginals)
 
 
 def _by_torch(chain: Chain, weights: Tensor | None, marginals: bool) -> Expected:
     source, chain = chain.potentials, chain.tabled()
     each, top = scaled.shifted(chain.table)
-    forth, aft = scaled.forward(chain, each), scaled.backward(chain, each)
-    flagged = forth.flagged | aft.flagged
+    plain, doubtful = _plain(chain)
+    forth, aft = scaled.forward(plain, each), scaled.backward(plain, each)
+    flagged = forth.flagged | aft.flagged | doubtful
     nats = _sums(chain, torch.where(forth.sums > 0, forth.sums.log() + top, -torch.inf))
     factor = torch.ones_like(nats) if weights is None else weights.to(nats.dtype)
     factor = torch.where(flagged | torch.isneginf(nats), 0.0, factor).repeat_interleave(chain.lengths)
     share = forth.states * aft.states
     table = torch.where(factor[:, None] != 0, share * (factor / _positive(share.sum(1)))[:, None], 0.0)
     factor[chain.starts] = 0.0  # no move leads from one sequence's end to the next one's start
-    moves = _moves(chain, forth.states, aft.states * each, factor)
+    moves = _moves(plain, forth.states, aft.states * each, factor)
     redo = flagged.nonzero()[:, 0]
     if len(redo):
         part, steps = chain.part(redo)

@@ -22,26 +22,29 @@ static inline V all(double x) {
 static inline double &lane(V &v, int l) { return reinterpret_cast<double *>(&v)[l]; }
 static inline double *numbers(V *v) { return reinterpret_cast<double *>(v); }
 
-// exp of x <= 0 to one unit in the last place; below -708 it is 0, so that no denormal arises.
-// Cody and Waite's reduction to |r| <= log(2) / 2, then Taylor's polynomial of degree 13.
-static inline V exp_negative(V x) {
-    V bounded = larger(x, all(-708.0));
-    V k = bounded * all(1.4426950408889634074) + all(6755399441055744.0);
-    I n;
-    std::memcpy(&n, &k, sizeof k);
-    k = k - all(6755399441055744.0);
-    V r = bounded - k * all(6.93145751953125e-1) - k * all(1.42860682030941723212e-6);
-    const double c[] = {2.0876756987868099e-09, 2.505210838544172e-08,  2.7557319223985893e-07, 2.7557319223985888e-06,
-                        2.4801587301587302e-05, 1.9841269841269841e-04, 1.3888888888888889e-03, 8.3333333333333332e-03,
-                        4.1666666666666664e-02, 1.6666666666666666e-01, 0.5,                    1.0,
-                        1.0};
-    V p = all(1.6059043836821613e-10);
-    for (double each : c) p = p * r + all(each);
-    I raw;
+#ifndef PROBGEN_SCALES
+static inline V rounded(V y) { return y + all(6755399441055744.0) - all(6755399441055744.0); }
+static inline V scaled(V p, V k) {  // p 2^k for a whole k
+    I raw, n;
+    k = k + all(6755399441055744.0);
     std::memcpy(&raw, &p, sizeof p);
+    std::memcpy(&n, &k, sizeof k);
     raw = raw + (n << 52);
     std::memcpy(&p, &raw, sizeof p);
-    return x < all(-708.0) ? all(0.0) : p;
+    return p;
+}
+#endif
+
+// exp of x <= 0: 2^y = 2^k 2^r with k whole and |r| <= 1/2, where 2^r is a polynomial of degree 12 (2e-17 relative, by
+// interpolation at Chebyshev's nodes). Rounding y costs 1e-16 |x|. Below -708 it is 0, so that no denormal arises.
+static inline V exp_negative(V x) {
+    V y = x * all(1.4426950408889634074), k = rounded(y), r = y - k;
+    const double c[] = {4.4558179083360645e-10, 7.0548973041554995e-09, 1.0178057087733941e-07, 1.3215486808705563e-06,
+                        1.5252733841556773e-05, 0.00015403530393370734, 0.001333355814640647,   0.00961812910762848,
+                        0.055504108664821625,   0.24022650695910072,    0.6931471805599453,     1.0};
+    V p = all(2.5729324177362305e-11);
+    for (double each : c) p = p * r + all(each);
+    return x < all(-708.0) ? all(0.0) : scaled(p, k);
 }
 
 // A running product of positive numbers, its exponent kept apart.
@@ -154,15 +157,11 @@ static inline void potentials_of(const Problem &p, size_t S, const size_t *at, V
     for (int l = 0; l < LANES; ++l) places[l] = at[l] * D;
     for (size_t first = 0; first < D; first += 8) {
         const size_t wide = std::min<size_t>(8, D - first);
-        bool gaps = false;
-        for (size_t d = 0; d < wide; ++d) {
-            x[d] = pick(p.x + first + d, places);
-            gaps = gaps || any(x[d] != x[d]);
-        }
+        for (size_t d = 0; d < wide; ++d) x[d] = pick(p.x + first + d, places);
         for (size_t s = 0; s < S; ++s) {
             V total = first ? out[s] : all(0.0);
             const size_t place = s * D + first;
-            if (gaps)
+            if (p.gaps)
                 for (size_t d = 0; d < wide; ++d) {
                     V z = (x[d] - loc[place + d]) * inverse[place + d];
                     total += x[d] == x[d] ? constant[place + d] - z * z : all(0.0);
@@ -281,16 +280,23 @@ struct Group {
                     lane(tops, l) = 0.0;
                     note(l, job[l].entering, state.at);
                 }
-        V *w = tile ? tile + S : weights.at;
+        V *const from = state.at, *const mixed = next.at, *const w = tile ? tile + S : weights.at;
+        V *const to = tile ? tile : from;
         V top = weigh(p, S, at, w);
         V sum = all(0.0);
-        for (size_t s = 0; s < S; ++s) { next.at[s] = state.at[s] * w[s]; sum += next.at[s]; }
-        if (p.careful) losing(state.at, next.at, at);
+        for (size_t s = 0; s < S; ++s) {
+            V each = from[s] * w[s];
+            mixed[s] = each;
+            sum += each;
+        }
+        if (p.careful) losing(from, mixed, at);
         V safe = sum > all(0.0) ? sum : all(1.0);
         V inverse = all(1.0) / safe;
-        V *to = tile ? tile : state.at;
-        for (size_t s = 0; s < S; ++s) to[s] = next.at[s] * inverse;
-        if (tile) std::memcpy(state.at, tile, S * sizeof(V));
+        for (size_t s = 0; s < S; ++s) {
+            V each = mixed[s] * inverse;
+            to[s] = each;
+            from[s] = each;
+        }
         scale.times(safe);
         tops += top;
         if (p.sums)
@@ -338,8 +344,11 @@ struct Smoother {
             lane(factors, l) = l < count ? (p.sequence_weight ? p.sequence_weight[g.job[l].sequence] : 1.0) : 0.0;
     }
 
-    // Tiles of 2 S vectors a step: filtered probabilities and weights; one before the block's first.
-    V *tile(long long inside) { return reinterpret_cast<V *>(room.tiles) + size_t(inside + 1) * 2 * (N ? size_t(N) : g.p.S); }
+    // Vectors of a step in the tile: filtered probabilities, weights, and where moments are wanted marginals and x.
+    size_t stride() const { return (room.moments ? 3 : 2) * (N ? size_t(N) : g.p.S) + (room.moments ? g.p.D : 0); }
+
+    // A step of the block; there is one before its first.
+    V *tile(long long inside) { return reinterpret_cast<V *>(room.tiles) + size_t(inside + 1) * stride(); }
 
     void run() {
         const size_t S = N ? size_t(N) : g.p.S;
@@ -375,7 +384,8 @@ struct Smoother {
         for (long long high = to; high > from; high -= CHUNK) {
             const long long low = std::max(from, high - CHUNK);
             for (long long t = high - 1; t >= low; --t) step(t, tile(t - from));
-            if (room.counts) count(tile(low - 1 - from), tile(low - from) + S, 2 * S, size_t(high - low), S, room_counts());
+            count(tile(low - 1 - from), tile(low - from) + S, stride(), size_t(high - low), S, room_counts());
+            if (room.moments) moments(tile(low - from) + 2 * S, size_t(high - low));
         }
     }
 
@@ -419,11 +429,15 @@ struct Smoother {
                 if ((long long)at[l] == g.job[l].start) lane(moved, l) = 0.0;
             }
         V *alpha = tile, *weights = tile + S;
-        const V *before = tile - 2 * S;
-        V *gamma = g.next.at;
+        const V *before = tile - stride();
+        V *gamma = room.moments ? tile + 2 * S : g.next.at;
         for (size_t s = 0; s < S; ++s) gamma[s] = alpha[s] * message.at[s] * share;
         if (p.marginals) scatter(gamma, at, own, S, p.marginals);
-        if (room.moments) moments(at, gamma);
+        if (room.moments) {
+            size_t places[LANES];
+            for (int l = 0; l < LANES; ++l) places[l] = at[l] * p.D;
+            for (size_t d = 0; d < p.D; ++d) gamma[S + d] = pick(p.x + d, places);
+        }
         for (int l = 0; l < g.count && !smooth; ++l)
             if (own[l] && (long long)at[l] == g.job[l].start) g.note(l, p.initial + g.job[l].sequence * S, gamma);
         for (size_t s = 0; s < S; ++s) weights[s] *= message.at[s];
@@ -453,27 +467,28 @@ struct Smoother {
         for (size_t s = 0; s < S; ++s) lane(message.at[s], l) /= total > 0 ? total : 1.0;
     }
 
-    // Sums of marginals, and of their products with x - loc and its square, over the cells that are seen.
-    void moments(const size_t *at, const V *gamma) {
+    // Sums over steps of marginals, and of their products with x - loc and its square, over the cells that are seen.
+    void moments(const V *tile, size_t steps) {
         const size_t S = N ? size_t(N) : g.p.S;
-        const Problem &p = g.p;
-        const size_t D = p.D;
+        const size_t D = g.p.D, wide = stride();
         V *sums = room_moments();
-        size_t places[LANES];
-        for (int l = 0; l < LANES; ++l) places[l] = at[l] * D;
-        for (size_t d = 0; d < D; ++d) {
-            V value = pick(p.x + d, places), *to = sums + d * 3 * S;
-            const bool gaps = any(value != value);
-            V seen = value == value ? all(1.0) : all(0.0);
-            if (gaps) value = value == value ? value : all(0.0);
+        for (size_t d = 0; d < D; ++d)
             for (size_t s = 0; s < S; ++s) {
-                V w = gaps ? gamma[s] * seen : gamma[s];
-                V y = value - p.loc[s * D + d], wy = w * y;
-                to[3 * s] += w;
-                to[3 * s + 1] += wy;
-                to[3 * s + 2] += wy * y;
+                const double loc = g.p.loc[s * D + d];
+                V *to = sums + 3 * (d * S + s);
+                V n = to[0], first = to[1], second = to[2];
+                const V *at = tile;
+                for (size_t t = 0; t < steps; ++t, at += wide) {
+                    V w = at[s], x = at[S + d];
+                    if (g.p.gaps) {
+                        w = x == x ? w : all(0.0);
+                        x = x == x ? x : all(0.0);
+                    }
+                    V y = x - loc, wy = w * y;
+                    n += w, first += wy, second += wy * y;
+                }
+                to[0] = n, to[1] = first, to[2] = second;
             }
-        }
     }
 };
 
@@ -482,11 +497,13 @@ static void smooth_of(const Problem &p, const Job *jobs, int count, Room &room) 
     Smoother<N>(p, jobs, count, room).run();
 }
 
-// Viterbi's values, row by row into states; in logarithms.
+// Viterbi's values in logarithms: row by row into states, where those are wanted; else kept in the tile, and the way back
+// is taken at once, all lanes side by side.
 template <int N>
-static void values_of(const Problem &p, const Job *jobs, int count, Room &) {
+static void values_of(const Problem &p, const Job *jobs, int count, Room &room) {
     const size_t S = N ? size_t(N) : p.S;
     Group<N> g(p, jobs, count);
+    V *tiles = reinterpret_cast<V *>(room.tiles);
     g.first(0.0);
     for (long long t = 0; t < g.longest; ++t) {
         size_t at[LANES];
@@ -498,7 +515,32 @@ static void values_of(const Problem &p, const Job *jobs, int count, Room &) {
                 if (own[l] && (long long)at[l] == g.job[l].begin) g.note(l, g.job[l].entering, g.state.at);
         potentials_of(p, S, at, g.weights.at);
         for (size_t s = 0; s < S; ++s) g.state.at[s] += g.weights.at[s];
-        scatter(g.state.at, at, own, S, p.states);
+        if (p.states) scatter(g.state.at, at, own, S, p.states);
+        else std::memcpy(tiles + size_t(t) * S, g.state.at, S * sizeof(V));
+    }
+    if (p.states) return;
+    size_t now[LANES] = {0}, into[LANES];
+    for (long long t = g.longest - 1; t >= 0; --t) {
+        const V *value = tiles + size_t(t) * S;
+        V best = all(-INFINITY), which = all(0.0);
+        for (int l = 0; l < LANES; ++l) into[l] = now[l] * S;
+        for (size_t s = 0; s < S; ++s) {
+            V x = value[s] + pick(p.moves_back + s, into);
+            which = x > best ? all(double(s)) : which;
+            best = larger(x, best);
+        }
+        for (int l = 0; l < count; ++l) {
+            const long long row = g.job[l].begin + t;
+            if (row >= g.job[l].end) continue;
+            now[l] = size_t(lane(which, l));
+            if (row == g.job[l].end - 1) {  // the last step: nothing is moved into
+                const double *from = reinterpret_cast<const double *>(value) + l;
+                now[l] = 0;
+                for (size_t s = 1; s < S; ++s)
+                    if (from[s * LANES] > from[now[l] * LANES]) now[l] = s;
+            }
+            p.path[row] = (long long)now[l];
+        }
     }
 }
 

@@ -30,8 +30,10 @@ struct Problem {
     const double *potentials;                          // (total, S); or normals with independent cells:
     const double *x, *loc, *inverse, *constant;        // (total, D), (S, D) x 3, inverse = 1 / (scale sqrt 2)
     const double *sequence_weight;                     // (n,)
+    bool gaps;                                         // whether x has any
     bool careful;                                      // whether a share lost to underflow could ever matter
     double *sums, *tops, *states, *marginals, *initial;
+    long long *path;
 };
 
 // A stretch [begin, end) of a sequence whose rows are [start, stop). It is run from `warm` steps before, and back from `right`
@@ -65,12 +67,16 @@ typedef double V __attribute__((vector_size(64), may_alias));
 typedef long long I __attribute__((vector_size(64), may_alias));
 constexpr int LANES = 8;
 static inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
+#define PROBGEN_SCALES 1
+static inline V rounded(V y) { return (V)_mm512_roundscale_pd((__m512d)y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V scaled(V p, V k) { return (V)_mm512_scalef_pd((__m512d)p, (__m512d)k); }
 static inline bool any(I mask) { return _mm512_test_epi64_mask((__m512i)mask, (__m512i)mask) != 0; }
 static inline V pick(const double *b, const size_t *at) {
     return V{b[at[0]], b[at[1]], b[at[2]], b[at[3]], b[at[4]], b[at[5]], b[at[6]], b[at[7]]};
 }
 #include "lanes.hpp"
 }  // namespace avx512
+#undef PROBGEN_SCALES
 #pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi2")
@@ -188,17 +194,22 @@ struct Plan {
         });
         const size_t groups = (n + L - 1) / L;
         auto one = [&](size_t g, Room &room) { sweep(p, &sorted[g * L], int(std::min(L, n - g * L)), room); };
+        std::vector<std::vector<double>> tiles(threads < 1 ? 1 : threads);
         if (way != Way::Smooth) {
-            spread(groups, threads, [&](size_t g, size_t) { Room none{}; one(g, none); });
+            const size_t steps = p.path && !p.states ? size_t(sorted[0].end - sorted[0].begin) : 0;
+            spread(groups, threads, [&](size_t g, size_t worker) {
+                Room room{aligned(tiles[worker], steps * S * L), nullptr, nullptr};
+                one(g, room);
+            });
             return;
         }
         // sums are added up task by task, so that the bits don't depend on the threads
         const size_t tasks = std::min<size_t>(groups, 8), squares = S * S * L, cells = p.x ? 3 * p.D * S * L : 0;
         const size_t longest = std::min<size_t>(p.block, size_t(sorted[0].end - sorted[0].begin + sorted[0].warm));
-        std::vector<std::vector<double>> tiles(threads < 1 ? 1 : threads), sums(tasks);
+        std::vector<std::vector<double>> sums(tasks);
         spread(tasks, threads, [&](size_t task, size_t worker) {
             double *own = aligned(sums[task], squares + cells);
-            Room room{aligned(tiles[worker], (longest + 1) * 2 * S * L), own, cells ? own + squares : nullptr};
+            Room room{aligned(tiles[worker], (longest + 1) * (cells ? 3 * S + p.D : 2 * S) * L), own, cells ? own + squares : nullptr};
             for (size_t g = task * groups / tasks; g < (task + 1) * groups / tasks; ++g) one(g, room);
         });
         counts.assign(S * S, 0.0), moments.assign(cells / L, 0.0);
@@ -369,6 +380,7 @@ struct Shared {  // what every sweep reads
             tables[i] = 0.70710678118654752440 / scale.numbers()[i];
             tables[size + i] = -0.91893853320467274178 - std::log(scale.numbers()[i]);
         }
+        for (Py_ssize_t i = 0; i < total * D; ++i) p.gaps |= x.numbers()[i] != x.numbers()[i];
         p.D = size_t(D), p.x = x.numbers(), p.loc = loc.numbers(), p.inverse = tables.data(), p.constant = tables.data() + size;
         return true;
     }
@@ -488,6 +500,47 @@ double potential(const Problem &p, size_t row, size_t s) {
     return total;
 }
 
+// Long sequences one after the other, with the values of all their steps; the others side by side.
+void best_paths(Problem p, const std::vector<long long> &starts, int threads) {
+    Plan together;
+    std::vector<double> values;
+    for (size_t i = 0; i + 1 < starts.size(); ++i) {
+        const long long start = starts[i], stop = starts[i + 1];
+        if (stop - start <= LONG) {
+            together.add(i, start, stop, start, stop, 0);
+            continue;
+        }
+        values.resize(size_t(stop - start) * p.S);
+        p.states = values.data() - start * (long long)p.S;
+        bool done = false;
+        for (long long warm = WARM; !done && warm * 32 <= stop - start; warm *= 4) {
+            Plan plan;
+            cut(plan, p, Way::Best, i, start, stop, warm);
+            plan.run(p, Way::Best, build.values, threads);
+            done = windows_agree(p, plan, Way::Best);
+        }
+        if (!done) {
+            Plan whole;
+            whole.add(i, start, stop, start, stop, 0);
+            whole.run(p, Way::Best, build.values, threads);
+        }
+        const double *last = p.states + size_t(stop - 1) * p.S;
+        size_t at = size_t(std::max_element(last, last + p.S) - last);
+        for (long long t = stop - 1;; --t) {
+            p.path[t] = (long long)at;
+            if (t == start) break;
+            const double *value = p.states + size_t(t - 1) * p.S, *move = p.moves_back + at * p.S;
+            size_t found = 0;
+            double most = value[0] + move[0];
+            for (size_t s = 1; s < p.S; ++s)
+                if (value[s] + move[s] > most) most = value[s] + move[s], found = s;
+            at = found;
+        }
+    }
+    p.states = nullptr;
+    if (!together.jobs.empty()) together.run(p, Way::Best, build.values, threads);
+}
+
 PyObject *best(PyObject *, PyObject *args) {
     PyObject *f, *m, *e, *l, *o_path, *o_nats;
     int threads;
@@ -497,42 +550,31 @@ PyObject *best(PyObject *, PyObject *args) {
     if (!in.read(f, m, e, l) || !take(o_path, "path", 'q', {in.total}, true, path) ||
         !take(o_nats, "nats", 'd', {in.n}, true, nats))
         return nullptr;
-    std::vector<double> values;
-    try {
-        values.resize(size_t(in.total) * in.p.S);
-    } catch (const std::bad_alloc &) {
-        return PyErr_NoMemory();
-    }
-    in.p.states = values.data();
+    in.p.path = path.whole();
+    std::atomic<bool> short_of_room{false};
     Py_BEGIN_ALLOW_THREADS;
     const size_t S = in.p.S;
-    Results none{nullptr, nullptr, nullptr, {}, {}};
-    sweep_all(in.p, Way::Best, build.values, in.lengths.whole(), size_t(in.n), threads, none);
     auto into = turned(in.p.moves, S);
+    in.p.moves_back = into.data();
     std::vector<long long> starts(1, 0);
     for (Py_ssize_t i = 0; i < in.n; ++i) starts.push_back(starts.back() + in.lengths.whole()[i]);
-    spread(size_t(in.n), threads, [&](size_t i, size_t) {
+    try {
+        best_paths(in.p, starts, threads);
+    } catch (const std::bad_alloc &) {
+        short_of_room = true;
+    }
+    for (Py_ssize_t i = 0; i < in.n && !short_of_room; ++i) {
         const long long start = starts[i], stop = starts[i + 1];
-        long long *way = path.whole();
-        const double *last = &values[size_t(stop - 1) * S];
-        size_t at = size_t(std::max_element(last, last + S) - last);
-        double total = 0;
-        for (long long t = stop - 1;; --t) {
-            way[t] = (long long)at;
-            total += potential(in.p, size_t(t), at);
-            if (t == start) break;
-            const double *value = &values[size_t(t - 1) * S], *move = &into[at * S];
-            size_t found = 0;
-            double most = value[0] + move[0];
-            for (size_t s = 1; s < S; ++s)
-                if (value[s] + move[s] > most) most = value[s] + move[s], found = s;
-            total += move[found];
-            at = found;
+        double total = in.p.first[i * in.p.first_stride + size_t(in.p.path[start])];
+        for (long long t = start; t < stop; ++t) {
+            total += potential(in.p, size_t(t), size_t(in.p.path[t]));
+            if (t > start) total += in.p.moves[in.p.path[t - 1] * (long long)S + in.p.path[t]];
         }
-        nats.numbers()[i] = total + in.p.first[i * in.p.first_stride + at];
-        if (!(nats.numbers()[i] > -INFINITY)) std::fill(way + start, way + stop, 0);
-    });
+        nats.numbers()[i] = total;
+        if (!(total > -INFINITY)) std::fill(in.p.path + start, in.p.path + stop, 0);
+    }
     Py_END_ALLOW_THREADS;
+    if (short_of_room) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
