@@ -250,7 +250,9 @@ def load(name: str | PathLike, sequence: str | bool | None = None) -> Dataset:
 
 
 def _as_sequences(found: Dataset, sequence: str | bool) -> Event:
-    """The declared columns of a data set as the steps of sequences."""
+    """The declared columns of a data set as the steps of sequences; rows without names as those of one."""
+    if isinstance(found.event, Array) and sequence is True:
+        return Series(found.event.shape, found.event.support, found.event.levels, found.event.resolution)
     if not isinstance(found.event, Table):
         raise ParameterError(
             f"sequence={sequence!r} for {found.name}, {found.event!r}", "a table", "Leave it out, or name a csv file"

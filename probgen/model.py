@@ -21,7 +21,7 @@ from probgen.errors import (
     StructureError,
     nearest,
 )
-from probgen.events import Checked, Event, arguments, steps_of
+from probgen.events import Checked, Event, Ragged, arguments, steps_of
 from probgen.logprob import LogProb
 
 __all__ = ["Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "pyro_lock", "pyro_pair"]
@@ -284,14 +284,13 @@ class GenerativeModel(nn.Module, abc.ABC):
         return covariates
 
     def _check_rows(self, covariates: Any, data: Checked) -> None:
-        came, wanted = ([len(c), getattr(c, "lengths", None)] for c in (covariates, data.x))
-        if came[0] != wanted[0]:
-            raise ShapeError(f"given= has {came[0]} rows for {wanted[0]} rows of data", "one row of covariates a row")
-        if came[1] is not None and not torch.equal(came[1], wanted[1]):
-            i = int((came[1] != wanted[1]).nonzero()[0])
-            lengths = int(came[1][i]), int(wanted[1][i])
+        if len(covariates) != len(data):
+            raise ShapeError(f"given= has {len(covariates)} rows for {len(data)} rows of data", "one row a row")
+        if isinstance(covariates, Ragged) and not torch.equal(covariates.lengths, data.x.lengths):
+            i = int((covariates.lengths != data.x.lengths).nonzero()[0])
+            came, wanted = int(covariates.lengths[i]), int(data.x.lengths[i])
             raise ShapeError(
-                f"given= has {lengths[0]} steps in sequence {i}, the data {lengths[1]}", "one row of covariates a step"
+                f"given= has {came} steps in sequence {i}, the data {wanted}", "one row of covariates a step"
             )
 
     def _check_fitted(self) -> None:

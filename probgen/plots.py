@@ -130,6 +130,7 @@ def series(
     path: str | PathLike,
     names: Sequence[str] | None = None,
     begin: int | None = None,
+    levels: Sequence[Sequence[Any] | None] | None = None,
 ) -> None:
     """Sequences over time, one panel a title below the other, on the first panel's scales, written whole as PNG.
 
@@ -138,6 +139,7 @@ def series(
             up to six, from the least to the greatest value of the first panel; what lies beyond is cut.
         names: Of the cells of a step.
         begin: The step at which the held-out part begins, marked in the first panel.
+        levels: Of each cell, what its codes stand for; None for numbers.
     """
     low, high = _range(np.concatenate([_cells(x) for x in next(iter(panels.values()))]))
     figure = _canvas(8.0, 0.6 + max(1.5, 0.85 * len(low)) * len(panels))
@@ -148,7 +150,7 @@ def series(
             _over_time(axis, _cells(x), low, high, _ACCENT if len(sequences) == 1 else _STATES[i])
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
-    _lanes(axes[0], low, high, names)
+    _lanes(axes[0], low, high, names, levels or [None] * len(low))
     axes[-1].set_xlabel("step", fontsize=8)
     axes[-1].xaxis.get_major_locator().set_params(integer=True)
     if begin is not None:
@@ -173,16 +175,31 @@ def _over_time(axis: Any, x: np.ndarray, low: np.ndarray, high: np.ndarray, colo
         axis.plot(np.arange(len(x)), scaled, lw=0.8, color=colour, alpha=0.8, **dots)
 
 
-def _lanes(axis: Any, low: np.ndarray, high: np.ndarray, names: Sequence[str] | None) -> None:
-    """The scale of values: numbers for one cell, a named lane for each of several."""
+def _lanes(
+    axis: Any,
+    low: np.ndarray,
+    high: np.ndarray,
+    names: Sequence[str] | None,
+    levels: Sequence[Sequence[Any] | None],
+) -> None:
+    """The scale of values: numbers for one cell, a named lane for each of several; categories by their names."""
     if len(low) == 1:
+        if levels[0] is not None:
+            axis.set_yticks(range(len(levels[0])), [f"{level}"[:12] for level in levels[0]])
         pad = 0.15 * (high[0] - low[0]) + 1e-9
         axis.set_ylim(low[0] - pad, high[0] + pad)
         return
     labels = [f"cell {j}" for j in range(len(low))] if names is None else list(names)
-    shown = [f"{name}\n{a:.4g} to {b:.4g}" for name, a, b in zip(labels, low, high, strict=False)]
+    shown = [f"{name}\n{_span(a, b, own)}" for name, a, b, own in zip(labels, low, high, levels, strict=False)]
     axis.set_yticks(np.arange(len(low)) + 0.4, shown)
     axis.set_ylim(-0.2, len(low))
+
+
+def _span(low: float, high: float, levels: Sequence[Any] | None) -> str:
+    """Least and greatest value of a lane, by name where its numbers are codes."""
+    if levels is None:
+        return f"{low:.4g} to {high:.4g}"
+    return f"{levels[int(low)]} to {levels[int(high)]}"
 
 
 def states(

@@ -36,17 +36,15 @@ FAMILIES = {
     "StateSpace": "probgen.models.statespace",
     "VAE": "probgen.models.vae",
 }
+_EMISSIONS = (
+    "Autoregressive Bernoulli Categorical DiscretisedNormal Gamma Histogram LinearRegression LogNormal "
+    "NegativeBinomial Normal NormalMixture Poisson Product StudentT"
+)
 _PARTS = {
     **dict.fromkeys(
         ("Array", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text"), "probgen.events"
     ),
-    **dict.fromkeys(
-        (
-            "Autoregressive", "Bernoulli", "Categorical", "DiscretisedNormal", "Gamma", "Histogram", "LinearRegression",
-            "LogNormal", "NegativeBinomial", "Normal", "NormalMixture", "Poisson", "Product", "StudentT",
-        ),
-        "probgen.emissions",
-    ),  # fmt: skip
+    **dict.fromkeys(_EMISSIONS.split(), "probgen.emissions"),
     **dict.fromkeys(("Durations", "Factorial", "InputDriven", "Markov"), "probgen.transitions"),
 }
 _EXTRAS = ("n_rows", "log_likelihood")

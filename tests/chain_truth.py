@@ -21,7 +21,7 @@ def logs(values):
 
 
 def random_chain(lengths, states, seed=0, zeros=0.0, own_initial=False, moving=False, spread=2.0):
-    """Random log-probabilities; each initial and move is impossible with probability ``zeros``, each potential rarer."""
+    """Random log-probabilities; initials and moves are impossible with probability ``zeros``."""
     rng = np.random.default_rng(seed)
     total = sum(lengths)
 

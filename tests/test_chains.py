@@ -104,6 +104,26 @@ def test_a_hard_sequence_among_easy_ones_changes_nothing_for_them(way):
     agrees(chains.Chain(easy.initial, easy.transition, potentials, easy.lengths))
 
 
+def test_moments_of_easy_and_hard_sequences_together_are_those_of_their_marginals(way):
+    """One sequence jumps where it can't but through an outlier; one step's cells are half missing."""
+    rng = np.random.default_rng(2)
+    loc, scale = rows([[0.0, 0.0], [400.0, 1.0], [800.0, -1.0]]), rows(rng.uniform(0.5, 2, (3, 2)))
+    x = loc[[0, 1, 2, 0, 1, 2, 1, 0, 0, 1]] + rows(rng.normal(size=(10, 2)))
+    x[1, 0] = math.nan
+    moves = logs([[0.5, 0.5, 0.0], [0.0, 0.5, 0.5], [0.5, 0.0, 0.5]])
+    chain = chains.Chain(logs(np.full(3, 1 / 3)), moves, chains.Normals(x, loc, scale), torch.tensor([4, 4, 2]))
+    weights = rows([2.0, 3.0, 5.0])
+    truth = Paths(chain.tabled())
+    found = chains.expected(chain, weights)
+    shares = (truth.marginals * weights.repeat_interleave(chain.lengths)[:, None]).numpy()
+    away, seen = np.nan_to_num((x[:, None] - loc).numpy()), ~x.isnan()[:, None].expand(-1, 3, -1).numpy()
+    assert close(found.nats, truth.nats)
+    for k, part in enumerate([seen, away, away**2]):
+        assert close(found.moments[k], np.einsum("ts,tsd->sd", shares, part), 1e-11)
+    assert close(found.initial, shares[chain.starts])
+    assert close(found.transitions, (truth.pairs * weights.repeat_interleave(chain.lengths)[:, None, None]).sum(0))
+
+
 def test_impossible_sequences_say_where_and_have_no_posterior(way):
     chain = chains.Chain(
         rows(EVEN), rows(APART), rows([[0, -INF], [-INF, 0], [0, 0], [0, -1], [-1, 0]]), torch.tensor([3, 2])
@@ -175,6 +195,18 @@ def test_long_sequences_in_windows_say_what_the_recursion_says(way, name):
     path, best = chains.viterbi(chain)
     assert close(score(chain, path), best)
     assert (best <= truth.nats).all()
+
+
+@pytest.mark.parametrize("rare", [-60.0, -217.0, -500.0])
+def test_rare_moves_that_are_the_only_way_are_not_lost(way, rare):
+    """Each move underflows times a share that does not; states die now and then, so that it must be taken."""
+    drawn = random_chain([400, 3, 20], 6, 0, zeros=0.3, spread=1.0)
+    moves = torch.full((6, 6), -INF, dtype=D)
+    moves[torch.arange(6), (torch.arange(6) + 1) % 6] = rare
+    moves.diagonal().zero_()
+    chain = chains.Chain(drawn.initial, moves, drawn.potentials, drawn.lengths)
+    assert Exact(chain).nats[0] > -INF
+    assert recursions_agree(chain) == []
 
 
 def test_windows_on_a_sticky_chain_would_be_wrong_without_their_check(monkeypatch):

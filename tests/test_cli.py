@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, Optional
 
 import numpy as np
@@ -22,6 +23,7 @@ from probgen import cli, emissions, frames, training
 from probgen.cli import options, outputs
 from probgen.errors import DataError, FitError, ParameterError
 from probgen.events import Array, Category, Real, Series, Table
+from probgen.model import FitReport
 from probgen.models.baseline import Independent
 from probgen.models.mixture import Mixture
 
@@ -280,6 +282,7 @@ def test_samples_are_csv_that_reads_back(saved):
     assert set(back["colour"]) == {"red", "bé, blue"}
     assert len(back["size"]) == 50
     assert "50 draws from p" in answer.stderr
+    assert "1 draw from p" in done("sample", saved / "table").stderr
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy", ".png", ".CSV"])
@@ -465,6 +468,79 @@ def test_a_wrong_sequence_column_is_refused_by_every_command(here, saved):
     assert "for earthquakes" in refused("fit", "independent", "earthquakes", "--sequence", "id", "-o", "z")
     assert "ndarray" in refused("fit", "independent", "points.npy", "--sequence", "id", "-o", "z")
     assert everything(here) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "nats"), [("independent", -391.9189), ("hmm", -341.8787), ("statespace", -340.0048)]
+)
+def test_a_fit_of_sequences_is_told_in_nats_a_step_whatever_the_family_divides_by(family, nats):
+    """Of 107 counts: Zucchini, MacDonald and Langrock (2016) for one and two states; our own cell masses."""
+    options = ("--states", 2) if family == "hmm" else ()
+    told = done("fit", family, "earthquakes", "-o", "m", *options).stdout
+    last = float(re.search(r"-> (\S+) nats/step, \d+ iterations?, converged", told)[1])
+    near = 0.03 if family == "independent" else 1e-4  # its mean is smoothed by one imaginary step
+    assert last == pytest.approx(nats / 107, abs=near)
+    assert "nats/row" not in told
+    each = pg.load("m").log_prob(pg.datasets.load("earthquakes").x).nats[0] / 107
+    assert f"1 sequence of 107 steps, {each:.4f} nats/step" in done("score", "m", "earthquakes").stdout
+
+
+def test_a_step_share_is_of_the_sequences_only_where_the_objective_is_theirs():
+    """The planted bug: an objective a sequence that is taken for one a step."""
+    cells = Series().check([np.zeros(3), np.zeros(5)]).x
+    report = FitReport((-9.0, -8.0), 1, "steps", 0.1)
+    by_sequence = SimpleNamespace(report=report, log_likelihood=-16.0)
+    by_step = SimpleNamespace(report=report, log_likelihood=-64.0)
+    told = outputs.told(by_sequence, cells)
+    assert told.startswith("objective -2.2500 -> -2.0000 nats/step, 1 iteration, their limit reached")
+    assert outputs.told(by_step, cells).startswith("objective -9.0000 -> -8.0000 nats/step")
+    assert outputs.told(by_step, np.zeros((8, 2))).startswith("objective -9.0000 -> -8.0000 nats/row")
+
+
+def test_several_sequences_are_scored_with_their_nats_a_step(saved):
+    frame = table_of_sequences()
+    done("fit", "independent", "steps.csv", "--sequence", "id", "-o", "m")
+    total = pg.load("m").log_prob(frame).nats.sum()
+    told = f"a row is a whole sequence: 12 sequences of 48 steps together, {total / 48:.4f} nats/step"
+    assert told in done("score", "m", "steps.csv").stdout
+    assert "whole sequence" not in done("score", "m", "steps.csv", "--steps", "-o", "s.csv").stdout
+    assert "nats/step" not in done("score", saved / "points", "points.npy").stdout
+
+
+def test_a_frame_is_compared_and_drawn_with_the_names_of_its_categories(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("probgen.plots.series", lambda drawn, path, **given: seen.update(given))
+    table_of_sequences()
+    answer = done("compare", "steps.csv", "--sequence", "id", "--families", "independent,hmm", "--out", "c")
+    assert seen["levels"] == [None, ("u", "v")]
+    assert "fitting HMM(2), at most" in answer.stderr
+    assert "A row is one whole sequence" in answer.stdout
+    for name in ("HMM(2)", "HMM(3)", "HMM(4)", "Independent"):
+        assert name in answer.stdout
+    assert max(map(len, answer.stdout.split("\n\n")[0].splitlines())) <= 120
+
+
+def test_an_array_of_a_data_set_can_be_one_sequence():
+    done("fit", "independent", "moons", "--sequence", "-", "-o", "m")
+    assert pg.load("m").event == Series((2,))
+    words = refused("fit", "hmm", "moons", "-o", "z")
+    assert "--sequence - makes them one sequence" in words
+    assert "COLUMN" not in words
+
+
+def test_a_family_that_does_not_suit_a_wide_table_says_so_briefly():
+    pd.DataFrame({f"column{i}": np.arange(30.0) + 0.5 for i in range(40)}).to_csv("wide.csv", index=False)
+    words = refused("fit", "hmm", "wide.csv", "-o", "z")
+    assert "its observations are sequences" in words
+    assert "--sequence COLUMN" in words
+    assert len(words) < 450
+
+
+def test_a_card_shows_mappings_as_mappings(saved):
+    about = json.loads(done("card", saved / "table").stdout)
+    assert about["fit"]["stopped"] == "converged"
+    assert list(about["arguments"]["event"]["arguments"]["columns"]) == ["size", "colour"]
+    assert outputs.readable({"dict": [[1, 2]]}) == {"dict": [[1, 2]]}  # keys that JSON can't name stay pairs
 
 
 def test_samples_of_series_are_drawn_over_time(saved):
@@ -682,7 +758,7 @@ def comparison():
     return compare(models, POINTS, seed=1)
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 200])
 def test_a_table_fits_its_terminal_and_no_word_in_it_is_broken(monkeypatch, comparison, width):
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("NO_COLOR", "1")
@@ -694,6 +770,7 @@ def test_a_table_fits_its_terminal_and_no_word_in_it_is_broken(monkeypatch, comp
     assert max(map(len, shown.splitlines())) <= width
     assert all(word in shown for word in ("KernelDensity", "unavailable", "exact", "nats/row"))
     assert ("Too narrow for" in shown) == (width < 100)
+    assert ("40 kernels summed" in shown) == (width >= 100)  # room that is left goes to the last column
     assert not re.search(r"\x1b\[(3|9)[0-7]m", styled)  # NO_COLOR asks for no colours; bold and dim may stay
 
 

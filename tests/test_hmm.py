@@ -38,6 +38,7 @@ import probgen as pg
 from probgen import emissions as em
 from probgen import events as ev
 from probgen import transitions as tr
+from probgen.chains import paths as path_room
 from probgen.errors import (
     DataError,
     NotFittedError,
@@ -49,6 +50,7 @@ from probgen.errors import (
     ZeroEvidenceError,
 )
 from probgen.models.hmm import hmm as room
+from probgen.transitions import visits as visit_room
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -188,6 +190,65 @@ def test_explicit_durations_are_those_of_all_segmentations(transitions):
         np.testing.assert_allclose(model.filter(x)[i][-1], every.marginals()[-1], atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("transitions", "seed"), [(tr.Durations("categorical", longest=4), 34), (tr.Durations(phases=3), 75)], ids=str
+)
+def test_decoding_with_durations_finds_the_best_path(transitions, seed):
+    model = counts_model(transitions, seed)
+    if "leaving" in model.transitions.natural():
+        model.transitions.duration.data -= 0.5
+    x = np.random.default_rng(seed).poisson(4.0, (6 + (seed == 75), 2)).astype(float)
+    np.testing.assert_array_equal(model.decode([x])[0], segments(model, counts_table(model, x)).best)
+
+
+def by_ages(first, moves, law, beyond, table):
+    """Viterbi over (state, age): every age a visit can have, none left out."""
+    most, states = table.shape
+    with np.errstate(invalid="ignore"):
+        ending = np.nan_to_num(law - beyond, nan=-np.inf, neginf=-np.inf)
+        lasting = np.nan_to_num(np.diff(beyond, axis=1), nan=-np.inf, neginf=-np.inf)
+    value = np.full((states, most), -np.inf)
+    value[:, 0] = first + table[0]
+    arrived, left_at = np.zeros((most, states), int), np.zeros((most, states), int)
+    for t in range(1, most):
+        leaving = value + ending
+        left_at[t] = leaving.argmax(1)
+        through = leaving.max(1)[:, None] + moves
+        arrived[t] = through.argmax(0)
+        value = np.c_[through.max(0), value[:, :-1] + lasting] + table[t][:, None]
+    state, age = np.unravel_index(value.argmax(), value.shape)
+    path, t = np.empty(most, int), most - 1
+    while True:
+        path[t - age : t + 1] = state
+        t -= age
+        if not t:
+            return path, value.max()
+        state, age = arrived[t, state], left_at[t, arrived[t, state]]
+        t -= 1
+
+
+def long_visits(leave, seed):
+    model = counts_model(tr.Durations(phases=3), seed)
+    model.transitions.duration.data[:] = math.log(leave / (1 - leave))
+    model.emission.log_rate.data = cells(np.log([[3.0, 4.0], [4.0, 3.0], [5.0, 4.0]]))
+    x = model.sample(1, length=400, seed=seed)[0]
+    given = [part.detach().numpy() for part in model.transitions.visits(400)]
+    return model, x, by_ages(*given, counts_table(model, x))
+
+
+@pytest.mark.parametrize("leave", [0.5, 0.1, 0.03])
+def test_decoding_long_visits_drops_no_entry_that_could_win(leave, monkeypatch):
+    model, x, (wanted, nats) = long_visits(leave, 1)
+    assert len(set(wanted)) > 1
+    np.testing.assert_array_equal(model.decode([x, x[:1], x])[2], wanted)
+    given = [part.detach().numpy() for part in model.transitions.visits(400)]
+    found = visit_room.best_visits(*given, counts_table(model, x), np.array([400]))
+    assert found[1][0] == pytest.approx(nats, rel=1e-12)
+    monkeypatch.setattr(visit_room._Way, "_beaten", lambda self, left, ages: ages > 2)  # forgets all that last
+    monkeypatch.setattr(visit_room, "_MANY", 4)
+    assert (model.decode([x])[0] != wanted).any()
+
+
 def test_side_by_side_chains_are_those_of_all_pairs_of_paths():
     t = tr.Factorial((2, 2))
     model = fitted(pg.HMM(states=4, emission=em.Poisson(), transitions=t))
@@ -225,8 +286,13 @@ def test_tied_states_share_an_emission():
 # Drawing paths and sequences
 
 
+@pytest.fixture(params=[0, 10**9], ids=["step by step", "all steps at once"])
+def drawing(request, monkeypatch):
+    monkeypatch.setattr(path_room, "_PARALLEL", request.param)
+
+
 @pytest.mark.parametrize(("kind", "structure"), [("counts", "free"), ("symbols", "cyclic")])
-def test_drawn_paths_follow_the_posterior(kind, structure):
+def test_drawn_paths_follow_the_posterior(kind, structure, drawing):
     model, x, _ = scene(kind, structure, seed=1)
     part = x[0][:5]
     every = oracle(model, MODELS[kind][1](model, part))
@@ -234,6 +300,28 @@ def test_drawn_paths_follow_the_posterior(kind, structure):
     observed = np.bincount(drawn @ 3 ** np.arange(4, -1, -1), minlength=3**5)
     assert fails(observed, every.weights) > ALPHA
     assert fails(observed, cooled(every.weights)) < ALPHA
+
+
+def test_drawn_paths_of_several_sequences_follow_their_inputs_and_end_apart(drawing, monkeypatch):
+    """Joint frequencies of each sequence's path, the moves of each step its own; in blocks of a few steps."""
+    monkeypatch.setattr(path_room, "_BLOCK", 2 * 9 * 20000)
+    model = pg.HMM(
+        states=3, emission=em.Poisson(2), transitions=tr.InputDriven(2), context=ev.Series((2,), missing=False)
+    )
+    fitted(model).emission.log_rate.data = cells(np.log([[3.0, 4.0], [4.0, 3.0], [5.0, 4.0]]))
+    rng = np.random.default_rng(3)
+    x = [rng.poisson(4.0, (n, 2)).astype(float) for n in (4, 1, 3)]
+    u = [rng.normal(size=(n, 2)) for n in (4, 1, 3)]
+    first = special.log_softmax(model.transitions.initial_logits.detach().numpy())
+    drawn = model.sample_paths(x, 20000, given=u, seed=0)
+    for part, inputs, paths in zip(x, u, drawn, strict=True):
+        table = counts_table(model, part)
+        place = 3 ** np.arange(len(part) - 1, -1, -1)
+        observed = np.bincount(paths @ place, minlength=3 ** len(part))
+        every = Enumerated(first, switching_inputs(model.transitions, inputs), table)
+        assert fails(observed, every.weights) > ALPHA
+        late = Enumerated(first, switching_inputs(model.transitions, np.roll(inputs, 1, 0)), table)
+        assert len(part) == 1 or fails(observed, late.weights) < ALPHA
 
 
 def test_drawn_sequences_follow_the_likelihood():
@@ -536,6 +624,10 @@ def test_futures_of_another_shape_are_refused(plain):
         lambda: pg.HMM(states=2, emission=em.Normal(), transitions=tr.Markov((-0.5, 1.5))),
         lambda: pg.HMM(states=2, emission=em.Normal(), transitions=tr.Markov(allowed=tr.cyclic(3))),
         lambda: pg.HMM(states=3, emission=em.Normal(), transitions=tr.Factorial((2, 2))),
+        lambda: pg.HMM(states=1, emission=em.Normal(), transitions=tr.Factorial((2, 2))),
+        lambda: pg.HMM(states=1, emission=em.Normal(), transitions=tr.Markov((0.2, 0.8))),
+        lambda: pg.HMM(states=1, emission=em.Normal(), transitions=tr.Markov((0.5,))),
+        lambda: pg.HMM(states=1, emission=em.Normal(), transitions=tr.Markov(allowed=tr.cyclic(3))),
         lambda: pg.HMM(states=2, emission=em.Normal(), transitions=tr.InputDriven(2)),
         lambda: pg.HMM(states=2, emission=em.Normal(), context=ev.Series((2,), missing=False)),
         lambda: pg.HMM(states=2, emission=em.Normal(), transitions=tr.InputDriven(2), context=ev.Series((2,))),

@@ -165,7 +165,15 @@ def test_tied_states_are_reported_by_their_own_numbers():
     """An emission without data is not the state of that number."""
     z, x = steps_of_two()
     m = pg.HMM(states=4, emission=em.Normal(), tie=(0, 0, 1, 1)).fit(x, seed=0, restarts=1, labels=[z])
-    assert m.report.notes == ("states without data: [2, 3]",)
+    assert m.report.notes[0] == "states without data: [2, 3]"
+
+
+def test_a_state_that_is_never_visited_is_reported_though_its_emission_has_data():
+    z, x = steps_of_two()
+    m = pg.HMM(states=3, emission=em.Normal(), tie=(0, 0, 1)).fit(x, seed=0, restarts=1, labels=[2 * z])
+    assert m.report.notes[0] == "states without data: [1]"
+    all_seen = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1)
+    assert all_seen.report.notes == ()
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
@@ -201,6 +209,17 @@ def test_the_gradient_reaches_where_em_does(quakes, transitions):
     assert went_on.log_likelihood >= by_em.log_likelihood - 1e-9
 
 
+def test_steps_of_the_gradient_are_quasi_newton_iterations(quakes):
+    m = pg.HMM(states=2, emission=em.Poisson())
+    m.fit(quakes, seed=0, restarts=1, method="gradient", max_iter=7, tol=0.0)
+    assert (m.report.steps, m.report.stopped, len(m.report.objective)) == (7, "steps", 8)
+    climbed = np.array(m.report.objective)
+    assert (np.diff(climbed) > 0).all()
+    m.fit(quakes, start="current", method="gradient", max_iter=1, tol=0.0)
+    assert m.report.steps == 1
+    assert m.report.objective[0] == pytest.approx(climbed[-1], rel=1e-14)
+
+
 def test_known_states_are_counted():
     z, x = steps_of_two()
     m = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1, labels=[z])
@@ -209,6 +228,25 @@ def test_known_states_are_counted():
     np.testing.assert_allclose(m.parameters_by_name()["transition"], moves / moves.sum(1, keepdims=True), rtol=1e-10)
     np.testing.assert_allclose(m.parameters_by_name()["loc"].ravel(), [x[z == 0].mean(), x[z == 1].mean()], rtol=1e-10)
     np.testing.assert_allclose(m.parameters_by_name()["scale"].ravel(), [x[z == 0].std(), x[z == 1].std()], rtol=1e-8)
+
+
+def test_criteria_of_a_labelled_fit_are_of_the_data_alone():
+    """Else they would compare with those of other models by log p(x, z) against log p(x)."""
+    z, x = steps_of_two(apart=1.0)
+    m = pg.HMM(states=2, emission=em.Normal()).fit(x, seed=0, restarts=1, labels=[z])
+    assert m.log_likelihood == pytest.approx(m.log_prob(x).nats[0].item(), rel=1e-12)
+    assert m.report.objective[-1] * len(x) < m.log_likelihood - 1.0
+    assert m.aic() == pytest.approx(2 * m.n_params - 2 * m.log_prob(x).nats[0].item())
+    assert any("labels" in note for note in m.report.notes)
+
+
+def test_steps_without_a_cell_are_no_observations_to_bic():
+    _, x = steps_of_two(120)
+    rows = np.c_[x, x + 1.0]
+    rows[10:30, 1] = np.nan  # half a step is one
+    gappy = np.insert(rows, [5, 50, 50, 90], np.nan, axis=0)
+    m = pg.HMM(states=2, emission=em.Normal(2)).fit([gappy], seed=0, restarts=1, max_iter=5)
+    assert m.bic() == pytest.approx(m.n_params * math.log(120) - 2 * m.log_likelihood)
 
 
 def test_a_few_known_states_name_the_rest():
@@ -378,6 +416,27 @@ def test_standard_errors_carry_the_units_of_the_data(scale):
     for name in found[0]:
         unit = scale if name in ("loc", "scale") else 1.0
         np.testing.assert_allclose(found[1][name], unit * found[0][name], rtol=1e-3)
+
+
+def test_standard_errors_of_an_autoregression_are_those_of_least_squares():
+    """One state; its penalised start is held fixed, and has none."""
+    rng = np.random.default_rng(0)
+    x = np.zeros(200)
+    for t in range(1, 200):
+        x[t] = 1.0 + 0.6 * x[t - 1] + rng.normal()
+    m = pg.HMM(states=1, emission=em.Autoregressive()).fit(x, seed=0, restarts=1, tol=0.0, max_iter=100)
+    found = m.standard_errors(x)
+    design = np.c_[np.ones(199), x[:-1]]
+    residual = x[1:] - design @ np.linalg.lstsq(design, x[1:], rcond=None)[0]
+    variance = np.mean(residual**2)
+    loc, slope = np.sqrt(np.diag(variance * np.linalg.inv(design.T @ design)))
+    np.testing.assert_allclose(found["coefficients"].ravel(), slope, rtol=1e-4)
+    np.testing.assert_allclose(found["scale"].ravel(), np.sqrt(variance / (2 * 199)), rtol=1e-4)
+    np.testing.assert_allclose(found["intercept"].ravel(), loc, rtol=1e-4)
+    assert np.isnan(found["start_loc"]).all()
+    early = pg.HMM(states=2, emission=em.Autoregressive()).fit(x, seed=0, restarts=1, max_iter=2)
+    with pytest.raises(ParameterError):
+        early.standard_errors(x)
 
 
 def test_standard_errors_of_two_states_with_durations_are_there():

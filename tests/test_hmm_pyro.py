@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pyro
@@ -37,6 +38,7 @@ from probgen.errors import (
     ProbgenError,
     ShapeError,
     StructureError,
+    SupportError,
 )
 
 
@@ -151,6 +153,59 @@ def test_as_one_site_it_takes_its_inputs_and_refuses_others():
     for given in (None, [u[:3]], [u[:2], u[2:]]):
         with pytest.raises(ProbgenError):
             model.distribution(5, given=given).log_prob(cells(x)[:, None])
+
+
+def test_as_one_site_it_knows_what_it_can_hold():
+    """A pair of symbols with their own levels, and columns of several types."""
+    model = fitted(pg.HMM(ev.Series((2,), levels=(2, 3)), 2))
+    site = model.distribution(2)
+    good = cells([[1, 2], [0, 0]])
+    assert site.support.check(good)
+    nats = site.log_prob(good).item()
+    assert nats == pytest.approx(model.log_prob([good.numpy()]).nats[0].item(), rel=1e-12)
+    for bad in ([[2, 2], [0, 0]], [[1, 0.5], [0, 0]], [[1, -1], [0, 0]]):
+        assert not site.support.check(cells(bad))
+        with pytest.raises(SupportError, match="Step 0"):
+            site.log_prob(cells(bad))
+    for shape in ((2,), (2, 3), (3, 2), (4, 2, 1)):
+        with pytest.raises(ShapeError):
+            site.log_prob(torch.zeros(shape, dtype=D))
+    columns = {"a": ev.Real(), "b": ev.Count(), "c": ev.Category(("x", "y"))}
+    mixed = fitted(pg.HMM(ev.Panel(columns), 2)).distribution(1)
+    assert mixed.support.check(cells([[-0.5, 3, 1]]))
+    assert mixed.log_prob(cells([[np.nan, 3, 1]])).isfinite()
+    for bad in ([[0.0, 0.5, 1]], [[0.0, 3, 2]], [[np.inf, 3, 1]]):
+        assert np.isinf(bad).any() or not mixed.support.check(cells(bad))
+        with pytest.raises(SupportError):
+            mixed.log_prob(cells(bad))
+    whole = fitted(pg.HMM(ev.Series(missing=False), 2)).distribution(2)
+    with pytest.raises(SupportError):
+        whole.log_prob(cells([[0.0], [np.nan]]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_rows_without_a_probability_are_refused(bad):
+    first, moves, _, x = raw_chain()
+    law = dist.Normal(cells([0.0, 1.0, -1.0]), 0.7)
+    empty, spoiled = first.clone(), moves.clone()
+    empty[:], spoiled[1] = bad, bad
+    for initial, transition in ((empty, moves), (first, spoiled)):
+        with pytest.raises(ParameterError, match="-inf alone"):
+            pg.HiddenMarkov(initial, transition, law, 5)
+    model = counts_model()
+    if math.isnan(bad):
+        model.transitions.logits.data[0] = bad
+        with pytest.raises(ParameterError):
+            model.distribution(3)
+    x = x.clone()
+    x[2] = math.nan
+    with pytest.raises(SupportError, match="Step 2"):
+        pg.HiddenMarkov(first, moves, law, 5).log_prob(x)
+    symbols = pg.HiddenMarkov(first, moves, dist.Categorical(logits=torch.zeros(3, 2, dtype=D)), 5)
+    assert symbols.log_prob(cells([0, 1, 1, 0, 1])).isfinite()
+    for value in (cells([0, 1, 2, 0, 1]), cells([0, 1, 0.5, 0, 1])):
+        with pytest.raises(SupportError, match="Step 2"):
+            symbols.log_prob(value)
 
 
 @pytest.mark.parametrize("duration", [0, -1, 2.5, True, None])

@@ -232,6 +232,7 @@ def test_a_bound_is_compared_on_one_side_and_two_bounds_not_at_all():
     bounds = {"top": Kind.LOWER, "middle": Kind.EXACT, "low": Kind.LOWER}
     entries = [Entry(name, answer([-i - 1.0] * 2, kind)) for i, (name, kind) in enumerate(bounds.items())]
     notes = "\n".join(Comparison(tuple(entries)).notes())
+    assert "sequence" not in notes
     assert "low: vs best is against middle" in notes
     assert "low: the true difference is at least this" in notes
     assert "middle: the true difference is at most this" in notes
@@ -251,7 +252,16 @@ def notes_of(n, gap):
     [(100, 4.1, False), (100, 3.9, True), (99, 50.0, True), (5000, 3.9, True), (99, math.inf, False)],
 )
 def test_few_rows_or_few_nats_are_not_distinguishable(n, gap, said):
-    assert ("b: not distinguishable from a" in notes_of(n, gap)) is said
+    few, close = (text in notes_of(n, gap) for text in ("b: not surely worse than a", "b: not distinguishable from a"))
+    assert (few, close) == (said and n < 100, said and n >= 100)
+
+
+@pytest.mark.parametrize(("spread", "said"), [(0.4, False), (0.6, True)])
+def test_a_difference_within_two_of_its_errors_is_not_distinguishable(spread, said):
+    """400 rows, 18 nats apart in all; the error of that total is 20 spreads, and a hair more."""
+    a, noise = np.zeros(400), spread * np.tile([1.0, -1.0], 200)
+    notes = Comparison((Entry("a", answer(a)), Entry("b", answer(a - 18 / 400 + noise)))).notes()
+    assert any("b: not distinguishable from a" in note for note in notes) is said
 
 
 def test_the_table_shows_differences_and_says_that_rows_are_steps(models):
@@ -266,8 +276,11 @@ def test_the_table_shows_differences_and_says_that_rows_are_steps(models):
     assert rows["drift"]["between rows ±"] == pytest.approx(error_of_total(best, [21]) / 21)
     text = str(result)
     assert "A row is one step" in text
-    assert "independent: not distinguishable from drift (21 rows, fewer than 100)" in text
-    assert "A row is one step" not in str(compare(models, QUAKES.x))
+    assert "independent: not surely worse than drift (21 rows, fewer than 100: too few" in text
+    assert "whole sequence" not in text
+    whole = str(compare(models, QUAKES.x))
+    assert "A row is one step" not in whole
+    assert "A row is one whole sequence" in whole
 
 
 def test_the_table_fits_120_columns():

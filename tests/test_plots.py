@@ -56,6 +56,15 @@ def test_cells_of_a_step_have_lanes_that_never_meet(tmp_path, page):
     assert [label.split("\n")[0] for label in labels] == ["a", "b", "c"]
 
 
+def test_a_lane_of_categories_is_labelled_by_name_not_by_code(tmp_path, page):
+    codes = np.array([[0.5, 2.0], [1.5, 1.0], [2.5, 2.0]])
+    plots.series({"data": [codes]}, tmp_path / "x.png", names=["size", "k"], levels=[None, (7, 8, 19)])
+    labels = [text.get_text() for text in page().axes[0].get_yticklabels()]
+    assert labels == ["size\n0.5 to 2.5", "k\n8 to 19"]
+    plots.series({"data": [codes[:, 1]]}, tmp_path / "x.png", levels=[("a", "b", "a long name of a level")])
+    assert [text.get_text() for text in page().axes[0].get_yticklabels()] == ["a", "b", "a long name "]
+
+
 ODD = {
     "gaps": [np.where(RNG.random(40) < 0.4, np.nan, 1.0)],
     "all gaps": [np.full(5, np.nan)],

@@ -2,7 +2,8 @@
 # # Hidden Markov models: earthquakes and melodies
 #
 # A sequence is explained by a hidden state that moves now and then. The likelihood is exact: the states are summed out.
-# Run it whole (`python tutorials/02_hidden_markov.py`), or cell by cell; `--smoke` is quick.
+# Run it whole (`python tutorials/02_hidden_markov.py`), or cell by cell; `--smoke` is quick. It leaves one file behind,
+# `earthquakes.png` in the folder you run it from.
 
 # %%
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 
 import probgen as pg
 from probgen import emissions, transitions
+from probgen.evaluate.paired import error_of_total
 
 SMOKE = "--smoke" in sys.argv
 RESTARTS = 2 if SMOKE else 10
@@ -18,20 +20,22 @@ RESTARTS = 2 if SMOKE else 10
 # %% [markdown]
 # ## 107 years of strong earthquakes
 #
-# Counts of magnitude 7 or more, 1900 to 2006. Given the state, a year's count is Poisson. EM climbs from several starts;
-# the report says how far apart their optima are.
+# Counts of magnitude 7 or more, 1900 to 2006. Given the state, a year's count is Poisson. EM climbs from several starts
+# and the best is kept; the report says how far apart their optima are. The numbers of the states mean nothing: another
+# start may number them in another order.
 
 # %%
 quakes = pg.datasets.load("earthquakes")
 counts = quakes.x[0]
 hmm = pg.HMM(states=3, emission=emissions.Poisson()).fit(counts, seed=0, restarts=RESTARTS)
 print(hmm.log_prob(counts))
-print("optima in nats a year:", np.round(hmm.report.optima, 4))
+print(f"{RESTARTS} starts reached, in nats a year:", np.round(hmm.report.optima, 4))
 for name, value in hmm.parameters_by_name().items():
     print(f"{name}:\n{np.round(value, 3)}")
 
 # %% [markdown]
-# Which state was each year in? The most probable path (Viterbi), and what all the data say of each year by itself.
+# Which state was each year in? The most probable path as a whole (Viterbi), and beside it the probability of that state
+# in that year, given all the data. The picture shows the path as a ground, and the moves as arrows.
 
 # %%
 path = hmm.decode(counts)[0]
@@ -39,14 +43,13 @@ share = hmm.posterior(counts).marginals[0]
 for year in (1900, 1943, 1950, 1976):
     k = path[year - 1900]
     print(f"{year}: {counts[year - 1900]} earthquakes, state {k}, probability {share[year - 1900, k]:.2f}")
-hmm.plot(counts, "earthquakes.png")
-print("drawn: earthquakes.png")
+print("drawn:", hmm.plot(counts, "earthquakes.png"))
 
 # %% [markdown]
 # ## How sure are the parameters?
 #
 # Standard errors come from the observed information. With three states some moves were never needed: their optimum is
-# zero, on the boundary, where no normal error exists, and it says so. Two states have an interior optimum.
+# zero, on the boundary, where no such error exists, and it says so. Two states have an interior optimum.
 
 # %%
 try:
@@ -68,17 +71,18 @@ ahead = hmm.forecast(counts, 5)
 low, middle, high = (ahead.quantile(q)[0, :, 0] for q in (0.05, 0.5, 0.95))
 for s in range(5):
     print(f"{2007 + s}: median {middle[s]:.0f}, 90 % between {low[s]:.0f} and {high[s]:.0f}")
-print("five years of 20 each:", ahead.log_prob(np.full(5, 20)))
+print("five years of 20 each:", ahead.log_prob(np.full(5, 20)).sum())
 
 # %% [markdown]
 # ## How many states?
 #
 # More states always fit better. The honest question is how well the model predicts years it has not seen: fit on the
-# years before an origin, score the years up to the next one, move on. The differences are paired, year by year.
+# years before an origin, score the years up to the next one, each given all years before it, move on. The differences
+# are paired, year by year; their error is Newey and West's, as years that follow each other are not independent.
 
 # %%
 origins = range(67, 107, 20 if SMOKE else 5)
-ends = [*origins][1:] + [107]
+ends = [*origins[1:], 107]
 
 
 def rolling(fit):
@@ -98,19 +102,24 @@ ahead_of_time = {f"HMM({k})": rolling(states(k)) for k in (1, 2, 3, 4)}
 best = max(ahead_of_time, key=lambda name: ahead_of_time[name].sum())
 n = len(ahead_of_time[best])
 print(f"{n} years scored one step ahead; the best is {best}")
+near = []
 for name, scores in ahead_of_time.items():
     difference = scores - ahead_of_time[best]
-    error = difference.std(ddof=1) * np.sqrt(n)
-    clear = abs(difference.sum()) > max(4.0, 2 * error) and n >= 100
-    verdict = "the best" if name == best else "worse" if clear else "not distinguishable from the best"
-    print(f"{name}: {scores.sum():.1f} nats, difference {difference.sum():.1f} ± {error:.1f}: {verdict}")
-print("107 counts can't rank much: no difference above can be told from chance.")
+    total, error = difference.sum(), error_of_total(difference, [n])
+    if name != best and abs(total) < max(4.0, 2 * error):
+        near.append(name)
+    print(f"{name}: {scores.sum():.1f} nats" + f", difference {total:.1f} ± {error:.1f}" * (name != best))
+if near:
+    print(f"Less than 4 nats or two errors from {best}, so not distinguishable from it: {', '.join(near)}.")
+if n < 100:
+    print(f"107 counts can't rank much: {n} scored years are fewer than the 100 from which such errors can be trusted.")
 
 # %% [markdown]
 # ## States that last
 #
 # In a Markov chain the time spent in a state is geometric: one year is always the likeliest. Explicit durations lift
-# that; structural zeros, priors, ties and inputs are other parts that fit in the same place.
+# that. A chain may also start where it stays in the long run, or have moves that can't happen. Lower BIC is better; it
+# charges each free parameter, and differences of a few units say little.
 
 # %%
 variants = {
@@ -138,11 +147,13 @@ for k in (2, 4) if SMOKE else (2, 4, 8, 16):
 print(pg.compare(models, test))
 
 # %% [markdown]
-# The largest model in its own words: what it plays, and what each state prefers.
+# The hidden Markov model that predicts best, in its own words: what each state prefers, and a tune it makes up.
 
 # %%
-player = models[max(models, key=lambda name: models[name].log_prob(test).sum().value)]
-NAMES = "C C# D D# E F F# G G# A A# B".split()
+scores = {name: model.log_prob(test).sum().value for name, model in models.items() if name != "Independent"}
+favourite = max(scores, key=scores.__getitem__)
+player = models[favourite]
+NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
 def spelled(note):
@@ -150,4 +161,8 @@ def spelled(note):
     return ("rest" if pitch == 0 else NAMES[(pitch + 51) % 12] + str((pitch + 51) // 12 - 1)) + f"/{duration}"
 
 
+print(f"{favourite}; a note is written pitch/duration in sixteenths")
+for k, (pitches, durations) in enumerate(player.parameters_by_name()["probs"]):
+    likeliest = [f"{spelled((pitch, durations.argmax()))} ({pitches[pitch]:.2f})" for pitch in (-pitches).argsort()[:3]]
+    print(f"state {k} prefers {', '.join(likeliest)}")
 print("a new tune:", " ".join(spelled(note) for note in player.sample(1, seed=1, length=16)[0]))

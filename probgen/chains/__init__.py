@@ -1,7 +1,8 @@
 """Exact sums and maxima over the hidden states of Markov chains, given log-potentials.
 
 Two paths, one law: the torch path is the definition (any device, any dtype, differentiable twice), the compiled kernel
-is fast (CPU, float64, homogeneous chains). ``probgen.kernels.native`` is looked up at each call; None takes the torch path.
+is fast (CPU, float64, homogeneous chains). ``probgen.kernels.native`` is looked up at each call; None takes the torch
+path.
 """
 
 from probgen.chains.chain import Chain, Expected, Filtered, Normals, Posterior

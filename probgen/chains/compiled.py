@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,11 @@ def kernel_for(chain: Chain) -> ModuleType | None:
 
 def _numbers(table: Tensor) -> Any:
     return table.detach().contiguous().numpy()
+
+
+def _big(*shape: int) -> Tensor:
+    """A new table; NumPy asks for large pages, which torch does not."""
+    return torch.from_numpy(np.empty(shape))
 
 
 def _source(chain: Chain) -> Any:
@@ -71,16 +77,19 @@ def _chances(chain: Chain) -> tuple[Any, Any, bool]:
     return _numbers(first), _numbers(moves), not bool(moves.amin() > _MIXING)
 
 
-def forward(native: ModuleType, chain: Chain, steps: bool) -> tuple[Swept, Tensor | None, Tensor | None]:
+def forward(
+    native: ModuleType, chain: Chain, steps: bool, windows: bool = True
+) -> tuple[Swept, Tensor | None, Tensor | None]:
     """A forward sweep; with ``steps`` also log p(x_t | x_<t), (total,), and filtered probabilities, (total, S)."""
     swept = Swept.of(chain)
     first, moves, careful = _chances(chain)
+    careful = careful or not windows
     given = (first, moves, _source(chain), _numbers(chain.lengths), careful, _threads(chain), *swept.arrays)
     if not steps:
         native.forward(*given, None, None, None)
         return swept, None, None
     sums, tops = torch.empty(2, len(chain.potentials), dtype=torch.float64)
-    states = torch.empty(chain.potentials.shape, dtype=torch.float64)
+    states = _big(*chain.potentials.shape)
     native.forward(*given, sums.numpy(), tops.numpy(), states.numpy())
     return swept, torch.where(sums > 0, sums.log() + tops, -torch.inf), states
 
@@ -93,7 +102,7 @@ def expected(native: ModuleType, chain: Chain, weights: Tensor | None, marginals
     initial = torch.empty(len(chain.lengths), size, dtype=torch.float64)
     counts = torch.empty(size, size, dtype=torch.float64)
     normals = isinstance(source, Normals) and not marginals
-    table = None if normals else torch.empty(source.shape, dtype=torch.float64)
+    table = None if normals else _big(*source.shape)
     moments = torch.empty(3, *source.loc.shape, dtype=torch.float64) if normals else None  # type: ignore[union-attr]
     native.smooth(
         first,

@@ -1,4 +1,4 @@
-"""The recursions in logarithms: the definition, differentiable twice, and right where scaled probabilities underflow."""
+"""The recursions in logarithms: the definition, differentiable twice, right where scaled probabilities underflow."""
 
 import torch
 from torch import Tensor

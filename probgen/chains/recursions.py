@@ -1,5 +1,6 @@
 """The questions that chains answer, each by the kernel where it can, else by the torch path."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,10 @@ from probgen.errors import ShapeError
 
 __all__ = ["advance", "expected", "filter", "first_impossible", "log_likelihood", "posterior", "sample", "viterbi"]
 
-_RARE = -46.0  # log of 1e-20: a share of 1e-280 times a likelier move is a normal number
+_MIXING = 0.325  # of the exponents: moves all above 1e-100 make any lost share harmless
+_LIKELIER = 0.31
+_EQUAL = 1e-12
+_ENTRIES = 1 << 22  # of a table of pairs that is only summed
 
 
 def _check(chain: Chain) -> None:
@@ -37,15 +41,14 @@ def log_likelihood(chain: Chain) -> Tensor:
     _check(chain)
     if torch.is_grad_enabled():
         source = chain.potentials
-        parts = (source.loc, source.scale) if isinstance(source, Normals) else (source,)
+        parts = (source.loc, source.scale, source.x) if isinstance(source, Normals) else (source,)
         if any(part.requires_grad for part in (chain.initial, chain.transition, *parts)):
             return _differentiable(chain)
     native = compiled.kernel_for(chain)
     if native is None:
         return _sums(chain, filter(chain).nats)
-    plain, doubtful = _plain(chain)
-    swept, _, _ = compiled.forward(native, plain, steps=False)
-    redo = ((swept.flags > 0) | doubtful).nonzero()[:, 0]
+    swept, _, _ = compiled.forward(native, chain, steps=False)
+    redo = ((swept.flags > 0) | _doubtful(chain, swept.nats)).nonzero()[:, 0]
     if len(redo):
         swept.nats[redo] = logspace.log_likelihood(chain.part(redo)[0])
     return swept.nats
@@ -57,10 +60,8 @@ def _sums(chain: Chain, nats: Tensor) -> Tensor:
 
 def _differentiable(chain: Chain) -> Tensor:
     source = chain.potentials
-    if isinstance(source, Normals) and compiled.kernel_for(chain) is not None:
-        return _CountedNormals.apply(
-            chain.initial, chain.transition, source.loc, source.scale, source.x, chain.lengths
-        )
+    if isinstance(source, Normals) and not source.x.requires_grad and compiled.kernel_for(chain) is not None:
+        return _CountedNormals.apply(chain.initial, chain.transition, source.loc, source.scale, source.x, chain.lengths)
     return _Counted.apply(chain.initial, chain.transition, chain.table, chain.lengths)
 
 
@@ -84,7 +85,8 @@ class _Counted(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         *parts, lengths = context.saved_tensors
-        chain = Chain(*parts, lengths)
+        initial, transition, potentials = parts
+        chain = Chain(initial, transition, potentials, lengths)
         if torch.is_grad_enabled():
             return *_second(logspace.log_likelihood(chain), tuple(parts), slope), None
         found = expected(chain, slope, marginals=True)
@@ -113,7 +115,7 @@ class _CountedNormals(torch.autograd.Function):
         same = bool((slope == slope[0]).all())
         found = context.found if same else expected(chain, slope, marginals=False)
         times = slope[0] if same else 1.0
-        n, first, second = found.moments
+        n, first, second = found.moments  # type: ignore[misc]
         return (
             _like(found.initial, initial) * times,
             found.transitions * times,
@@ -143,35 +145,42 @@ def filter(chain: Chain) -> Filtered:
 
 def _filter(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
     """Filtered probabilities, nats of steps, and which sequences must be done in logarithms."""
-    plain, doubtful = _plain(chain)
-    states, nats, flagged = _swept(plain)
-    return states, nats, flagged | doubtful
+    states, nats, flagged = _swept(chain)
+    return states, nats, flagged | _doubtful(chain, nats)
 
 
-def _swept(chain: Chain) -> tuple[Tensor, Tensor, Tensor]:
+def _swept(chain: Chain, windows: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     native = compiled.kernel_for(chain)
     if native is not None:
-        swept, nats, states = compiled.forward(native, chain, steps=True)
+        swept, nats, states = compiled.forward(native, chain, steps=True, windows=windows)
         return states, nats, swept.flags > 0  # type: ignore[return-value]
     chain = chain.tabled()
     weights, top = scaled.shifted(chain.table)
-    found = scaled.forward(chain, weights)
+    found = scaled.forward(chain, weights, windows)
     return found.states, torch.where(found.sums > 0, found.sums.log() + top, -torch.inf), found.flagged
 
 
-def _plain(chain: Chain) -> tuple[Chain, Tensor]:
-    """The chain without moves so rare that a share times one underflows, and for which sequences they may matter.
+def _doubtful(chain: Chain, nats: Tensor) -> Tensor:
+    """For which sequences a share that underflowed may matter, shape (n,): none where all moves mix.
 
-    Without them sums are too small, with them made likelier too large: where both agree at each step they don't matter.
+    What underflows makes sums too small. Where rare and impossible moves are given 1e-95 nothing that matters can be
+    lost and sums are too large: the truth lies between. ``nats`` are those of sequences, or of steps.
     """
-    moves = chain.transition.detach()
-    rare = (moves < _RARE) & (moves > -torch.inf)
-    if not bool((moves.amin() < 5 * _RARE) & rare.any()):
-        return chain, torch.zeros_like(chain.lengths, dtype=torch.bool)
-    less = replace(chain, transition=torch.where(rare, -torch.inf, moves))
-    low, high = (_swept(each)[1] for each in (less, replace(chain, transition=torch.where(rare, _RARE, moves))))
-    apart = _sums(chain, torch.where(low == high, 0.0, (high - low).abs()))
-    return less, ~(apart <= 1e-13 * _sums(chain, low).abs().clamp(min=1))
+    rarest = math.log(torch.finfo(chain.transition.dtype).tiny)
+    if bool(chain.transition.amin() > _MIXING * rarest):
+        return torch.zeros_like(chain.lengths, dtype=torch.bool)
+    more = replace(chain, transition=chain.transition.detach().clamp(min=_LIKELIER * rarest))
+    steps = len(nats) != len(chain.lengths) or len(nats) == len(chain.potentials)
+    high = _swept(more, windows=False)[1] if steps else _total(more)
+    apart = torch.where(high == nats, 0.0, (high - nats).abs())
+    return ~((_sums(chain, apart) if steps else apart) <= _EQUAL)
+
+
+def _total(chain: Chain) -> Tensor:
+    native = compiled.kernel_for(chain)
+    if native is None:
+        return _sums(chain, _swept(chain, windows=False)[1])
+    return compiled.forward(native, chain, steps=False, windows=False)[0].nats
 
 
 def _ended(chain: Chain, states: Tensor, nats: Tensor) -> Filtered:
@@ -200,8 +209,8 @@ def first_impossible(chain: Chain) -> Tensor:
     _check(chain)
     native = compiled.kernel_for(chain)
     if native is not None:
-        plain, doubtful = _plain(chain)
-        swept, _, _ = compiled.forward(native, plain, steps=False)
+        swept, _, _ = compiled.forward(native, chain, steps=False)
+        doubtful = _doubtful(chain, swept.nats)
         if not bool(doubtful.any() | swept.flags.any() | swept.impossible.any()):
             return torch.full_like(chain.lengths, -1)
     return _first(chain, filter(chain).nats)
@@ -242,32 +251,57 @@ def expected(chain: Chain, weights: Tensor | None = None, marginals: bool = Fals
     native = compiled.kernel_for(chain)
     if native is None:
         return _by_torch(chain, weights, marginals)
-    plain, doubtful = _plain(chain)
-    swept, found = compiled.expected(native, plain, weights, marginals)
-    bad = (swept.flags > 0) | (swept.impossible > 0) | doubtful
-    return found if not bool(bad.any()) else _by_torch(chain, weights, marginals)
+    swept, found = compiled.expected(native, chain, weights, marginals)
+    bad = (swept.flags > 0) | (swept.impossible > 0) | _doubtful(chain, swept.nats)
+    if not bool(bad.any()):
+        return found
+    rows = bad.nonzero()[:, 0], (~bad).nonzero()[:, 0]
+    if not len(rows[1]):
+        return _by_torch(chain, weights, marginals)
+    parts = [_part(chain, weights, each) for each in rows]
+    easy = compiled.expected(native, *parts[1], marginals)[1]
+    return _joined(chain, rows, (_by_torch(*parts[0], marginals), easy))
+
+
+def _part(chain: Chain, weights: Tensor | None, rows: Tensor) -> tuple[Chain, Tensor | None]:
+    return chain.part(rows)[0], None if weights is None else weights[rows]
+
+
+def _joined(chain: Chain, rows: tuple[Tensor, ...], parts: tuple[Expected, ...]) -> Expected:
+    """Expected numbers of parts of the sequences as those of all."""
+    first = parts[0]
+    nats = first.nats.new_empty(len(chain.lengths))
+    initial = first.initial.new_empty(len(chain.lengths), chain.size)
+    table = None if first.marginals is None else first.marginals.new_empty(chain.potentials.shape)
+    for mine, part in zip(rows, parts, strict=True):
+        nats[mine], initial[mine] = part.nats, part.initial
+        if table is not None and part.marginals is not None:
+            table[chain.part(mine)[1]] = part.marginals
+    moved = [part.moments for part in parts if part.moments is not None]
+    moves = torch.stack([part.transitions for part in parts]).sum(0)
+    return Expected(nats, initial, moves, table, torch.stack(moved).sum(0) if moved else None)
 
 
 def _by_torch(chain: Chain, weights: Tensor | None, marginals: bool) -> Expected:
     source, chain = chain.potentials, chain.tabled()
     each, top = scaled.shifted(chain.table)
-    plain, doubtful = _plain(chain)
-    forth, aft = scaled.forward(plain, each), scaled.backward(plain, each)
-    flagged = forth.flagged | aft.flagged | doubtful
+    forth = scaled.forward(chain, each)
+    aft = scaled.backward(chain, each, forth.states)
     nats = _sums(chain, torch.where(forth.sums > 0, forth.sums.log() + top, -torch.inf))
+    flagged = forth.flagged | aft.flagged | _doubtful(chain, nats)
     factor = torch.ones_like(nats) if weights is None else weights.to(nats.dtype)
     factor = torch.where(flagged | torch.isneginf(nats), 0.0, factor).repeat_interleave(chain.lengths)
     share = forth.states * aft.states
     table = torch.where(factor[:, None] != 0, share * (factor / _positive(share.sum(1)))[:, None], 0.0)
     factor[chain.starts] = 0.0  # no move leads from one sequence's end to the next one's start
-    moves = _moves(plain, forth.states, aft.states * each, factor)
+    moves = _moves(chain, forth.states, aft.states * each, factor)
     redo = flagged.nonzero()[:, 0]
     if len(redo):
         part, steps = chain.part(redo)
         own = torch.ones(len(redo), dtype=table.dtype) if weights is None else weights[redo]
         nats[redo], table[steps], more = _in_logs(part, own)
         if chain.homogeneous:
-            moves += more.sum(0)
+            moves += more
         else:
             moves[steps] = more
     if isinstance(source, Normals) and not marginals:
@@ -297,9 +331,18 @@ def _in_logs(part: Chain, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     marginals = _shares(forth + aft, factor)
     factor = factor.clone()
     factor[part.starts] = 0.0
-    before = torch.roll(forth, 1, 0)[:, :, None]
-    joint = before + part.transition + (part.table + aft)[:, None]
-    return nats, marginals, _shares(joint.flatten(1), factor).reshape(joint.shape)
+    before, coming = torch.roll(forth, 1, 0), part.table + aft
+    if not part.homogeneous:
+        return nats, marginals, _pairs(before, coming, part.transition, factor)
+    moves = torch.zeros_like(part.transition)
+    for rows in torch.arange(len(before), device=before.device).split(max(1, _ENTRIES // part.size**2)):
+        moves += _pairs(before[rows], coming[rows], part.transition, factor[rows]).sum(0)
+    return nats, marginals, moves
+
+
+def _pairs(before: Tensor, coming: Tensor, transition: Tensor, factor: Tensor) -> Tensor:
+    joint = before[:, :, None] + transition + coming[:, None]
+    return _shares(joint.flatten(1), factor).reshape(joint.shape)
 
 
 def _shares(logs: Tensor, factor: Tensor) -> Tensor:

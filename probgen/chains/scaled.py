@@ -1,9 +1,10 @@
 """The recursions in scaled probabilities: fast, without gradients.
 
 Each row of potentials is shifted by its maximum before exp, so that an outlier can't underflow. A state whose share of
-the mass underflows is lost; where all moves are possible that is harmless, elsewhere such sequences are flagged and done
-again in logarithms. One long sequence is cut into windows that run side by side, each begun early from an even guess;
-the guess counts as forgotten where neighbours agree in every state to 1e-13 of its share, else it is run whole.
+the mass underflows is lost: harmless where all moves mix, elsewhere for the caller to bound. Sequences are flagged
+where their first step or their messages lose what matters. One long sequence is cut into windows that run side by side, each
+begun early from an even guess; the guess counts as forgotten where neighbours agree in every state to 1e-13 of its
+share, else it is run whole.
 """
 
 from dataclasses import dataclass
@@ -57,13 +58,13 @@ def batches(lengths: Tensor, starts: Tensor, size: int) -> list[tuple[Tensor, Ba
 class _Run:
     """A chain's tables, read by both directions."""
 
-    def __init__(self, chain: Chain, weights: Tensor) -> None:
+    def __init__(self, chain: Chain, weights: Tensor, windows: bool = True, reached: Tensor | None = None) -> None:
         self.chain, self.weights = chain, weights
         self.moves = chain.transition.exp()
         smallest = torch.finfo(weights.dtype).tiny
-        self.tiny = smallest**0.9
         self.mixing = smallest**0.325  # moves all more probable than this make any lost share harmless
-        self.careful = not bool(self.moves.amin() > self.mixing)
+        self.careful = not (windows and bool(self.moves.amin() > self.mixing))
+        self.reached = reached if self.careful else None
         self.states = torch.zeros_like(weights)
         self.sums = weights.new_zeros(len(weights))
         self.flagged = torch.zeros(len(chain.lengths), dtype=torch.bool, device=weights.device)
@@ -79,10 +80,6 @@ class _Run:
         if self.chain.homogeneous:
             return coming @ self.moves.T
         return torch.einsum("nj,nij->ni", coming, self.moves[rows])
-
-    def loses(self, weighted: Tensor, state: Tensor, rows: Tensor) -> Tensor:
-        """Whether a possible state's share has underflowed, a row."""
-        return ((weighted < self.tiny) & (state > 0) & (self.chain.table[rows] > -torch.inf)).any(1)
 
     def each(self, step: object) -> None:
         """Long sequences in windows where that is exact, the others in batches."""
@@ -103,8 +100,6 @@ class _Run:
             if t:
                 state = self.ahead(state[:n], rows)
             weighted = state * self.weights[rows]
-            if self.careful:
-                self.flagged[mine[:n]] |= self.loses(weighted, state, rows)
             total = weighted.sum(1)
             if t == 0:  # no move has spread the shares of a first step
                 self.flagged[mine] |= total < self.mixing
@@ -121,9 +116,9 @@ class _Run:
             self.states[rows] = message
             if t:
                 coming = message * self.weights[rows]
-                if self.careful:
-                    self.flagged[mine[:n]] |= self.loses(coming, message, rows)
                 message = self.back(coming, rows)
+                if self.reached is not None:  # else what can't have been would dwarf what was
+                    message = torch.where(self.reached[rows - 1] > 0, message, 0.0)
                 total = message.sum(1, keepdim=True)
                 message = message / torch.where(total > 0, total, 1.0)
 
@@ -181,13 +176,17 @@ class _Run:
         return True
 
 
-def forward(chain: Chain, weights: Tensor) -> Scaled:
-    run = _Run(chain, weights)
+def forward(chain: Chain, weights: Tensor, windows: bool = True) -> Scaled:
+    run = _Run(chain, weights, windows)
     run.each(_Run.forth)
     return Scaled(run.states, run.sums, run.flagged)
 
 
-def backward(chain: Chain, weights: Tensor) -> Scaled:
-    run = _Run(chain, weights)
+def backward(chain: Chain, weights: Tensor, reached: Tensor) -> Scaled:
+    """Messages; where moves may be impossible only of states whose filtered probability (total, S) is not 0."""
+    run = _Run(chain, weights, reached=reached)
     run.each(_Run.aft)
+    if run.careful:
+        lost = (reached * run.states).sum(1) < torch.finfo(weights.dtype).tiny ** 0.65
+        run.flagged[chain.rows[lost & reached.any(1)]] = True
     return Scaled(run.states, run.sums, run.flagged)

@@ -105,8 +105,7 @@ def fit(
     if report.stopped == "interrupted" and not report.objective:
         raise KeyboardInterrupt
     store.save(model, output)
-    gained = f"{report.objective[0]:.4f} -> {report.objective[-1]:.4f}" if report.objective else "-"
-    show_text(f"{model!r}\nobjective {gained} nats/row, {report.steps} steps, {report.stopped}, {report.seconds:.1f} s")
+    show_text(f"{model!r}\n{outputs.told(model, rows.event.check(rows.x).x)}")
     for note in report.notes:
         show_text(note)
     if report.stopped == "interrupted":
@@ -153,8 +152,10 @@ def score(
         for line in answer.frame().select(["row", "log_prob"]).to_pylist():
             show_text(f"{line['row']},{'' if line['log_prob'] is None else line['log_prob']}")
     (say if steps and output is None else show_text)(repr(answer))
+    if not steps and (each := outputs.per_step(answer, fitted.event.check(rows).x)):
+        show_text(each)
     if output is not None:
-        show_text(f"{len(answer)} rows written to {output}")
+        show_text(f"{outputs.counted(len(answer), 'row')} written to {output}")
 
 
 def _refuse_another_column(event: Any, sequence: str | None) -> None:
@@ -186,7 +187,7 @@ def sample(
         came = f"--length {length} for a model of {fitted.event!r}"
         raise ParameterError(came, "a model of sequences", "Leave it out")
     draws = fitted.event.check(fitted.sample(n, seed=seed, **({} if length is None else {"length": length}))).x
-    say(f"{n} draws from {fitted.sample_target()} of {type(fitted).__name__}, seed {seed}")
+    say(f"{outputs.counted(n, 'draw')} from {fitted.sample_target()} of {type(fitted).__name__}, seed {seed}")
     if output is None:
         from probgen.evaluate.samples import csv_lines
 
@@ -203,7 +204,7 @@ def _write_samples(draws: Any, fitted: Any, output: Path, frames: Any) -> None:
     import numpy as np
 
     from probgen import plots
-    from probgen.evaluate.compare import column_names
+    from probgen.evaluate.compare import column_names, level_names
     from probgen.evaluate.samples import sample_table
     from probgen.events import Ragged
 
@@ -211,7 +212,8 @@ def _write_samples(draws: Any, fitted: Any, output: Path, frames: Any) -> None:
     if kind == ".png":
         title, names = f"{type(fitted).__name__}, target {fitted.sample_target()}", column_names(fitted.event)
         if isinstance(draws, Ragged):
-            plots.series({title: [part.numpy() for part in draws.split()]}, output, names=names)
+            parts, levels = [part.numpy() for part in draws.split()], level_names(fitted.event)
+            plots.series({title: parts}, output, names=names, levels=levels)
         else:
             plots.samples({title: draws.numpy()}, output, names=names)
     elif kind == ".npy":
@@ -270,4 +272,4 @@ def card(model: Annotated[Path, typer.Argument(help="Folder of a saved model.")]
     about, tensors = store.read(model)
     about["shapes"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    show_text(json.dumps(about, indent=2, ensure_ascii=plain))
+    show_text(json.dumps(outputs.readable(about), indent=2, ensure_ascii=plain))

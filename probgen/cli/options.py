@@ -91,12 +91,17 @@ def build(family: str, event: Any, options: dict[str, str]) -> tuple[Any, dict[s
             option = f"--{name.replace('_', '-')}"
             raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known.values()))
     if why := made_by.suits(event):
-        raise DataError(
-            f"{made_by.__name__} does not suit {event!r}: {why}", "a family that does", _advice(made_by, event)
-        )
+        came = f"{made_by.__name__} does not suit {_shown(event)}: {why}"
+        raise DataError(came, "a family that does", _advice(made_by, event))
     values = {name: typed(known[name], text, (mine | theirs)[name]) for name, text in options.items()}
     model = made_by.for_event(event, **{k: v for k, v in values.items() if k in mine})
     return model, {k: v for k, v in values.items() if k in theirs}
+
+
+def _shown(event: Any) -> str:
+    """An event in a message; one of many columns by its beginning."""
+    text = repr(event)
+    return text if len(text) <= 120 else f"{text[:100]}...)"
 
 
 def _advice(family: Any, event: Any) -> str:
@@ -109,7 +114,8 @@ def _advice(family: Any, event: Any) -> str:
     elif isinstance(event, Array):
         sequences = Series(event.shape, event.support, event.levels, event.resolution)
     if sequences is not None and family.suits(sequences) is None:
-        return "Where rows are steps: --sequence COLUMN names the column of the sequences, --sequence - makes them one"
+        named = "--sequence COLUMN names the column of the sequences, " if isinstance(event, Table) else ""
+        return f"Where rows are steps: {named}--sequence - makes them one sequence"
     return "Try: probgen compare DATA"
 
 

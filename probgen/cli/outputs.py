@@ -1,5 +1,6 @@
 """What the command line says and writes: lines, tables, and folders that appear whole or not at all."""
 
+import math
 import os
 import shutil
 import sys
@@ -13,8 +14,8 @@ from typing import Any
 from probgen.errors import StoreError
 
 __all__ = [
-    "encodable", "free_folder", "mute", "noted_warnings", "refuse_output", "refuse_taken", "say", "show", "show_text",
-    "whole_folder",
+    "counted", "encodable", "free_folder", "mute", "noted_warnings", "per_step", "readable", "refuse_output",
+    "refuse_taken", "say", "show", "show_text", "told", "whole_folder",
 ]  # fmt: skip
 
 _COMPARISON = {"models", "samples.png", "scores.parquet", "summary.parquet"}
@@ -55,6 +56,56 @@ def mute() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def counted(n: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{n} {what}" + "s" * (n != 1)
+
+
+def told(model: Any, cells: Any) -> str:
+    """What a fit gained and how it ended, in a line: in nats a row; of sequences in nats a step.
+
+    Arguments:
+        cells: What the model was fitted to.
+    """
+    from probgen.events import Ragged
+
+    report, unit, factor = model.report, "row", 1.0
+    if isinstance(cells, Ragged):
+        unit, factor = "step", _step_share(model, cells)
+    gained = " -> ".join(f"{factor * report.objective[i]:.4f}" for i in (0, -1)) if report.objective else "-"
+    ended = "their limit reached" if report.stopped == "steps" else report.stopped
+    done = f"{counted(report.steps, 'iteration')}, {ended}, {report.seconds:.1f} s"
+    return f"objective {gained} nats/{unit}, {done}"
+
+
+def _step_share(model: Any, cells: Any) -> float:
+    """What an objective is multiplied by to be one a step: families divide by the steps, or by the sequences."""
+    total, by_sequence = getattr(model, "log_likelihood", math.nan), model.report.objective[-1:] or (math.nan,)
+    return len(cells) / len(cells.values) if math.isclose(by_sequence[0] * len(cells), total, rel_tol=1e-9) else 1.0
+
+
+def per_step(answer: Any, cells: Any) -> str:
+    """The log-likelihood of sequences a step, in a line; empty for other rows and for refusals."""
+    from probgen.events import Ragged
+
+    if not isinstance(cells, Ragged) or answer.refused.any() or answer.event.bytes is not None:
+        return ""
+    steps = len(cells.values)
+    whole = f"a row is a whole sequence: {counted(len(cells), 'sequence')} of {counted(steps, 'step')}"
+    return f"{whole}{' together' * (len(cells) != 1)}, {answer.sum().value / steps:.4f} nats/step"
+
+
+def readable(card: Any) -> Any:
+    """A card with the store's marks for Python's mappings undone, for people to read."""
+    if isinstance(card, list):
+        return [readable(item) for item in card]
+    if not isinstance(card, dict):
+        return card
+    if set(card) == {"dict"} and all(isinstance(key, str) for key, _ in card["dict"]):
+        return {key: readable(item) for key, item in card["dict"]}
+    return {key: readable(item) for key, item in card.items()}
+
+
 def show(result: Any, title: str) -> None:
     """The table on a terminal, plain text anywhere else."""
     if sys.stdout is None or not sys.stdout.isatty():
@@ -70,7 +121,7 @@ def show(result: Any, title: str) -> None:
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for column, width in widths.items():
         text = column in ("family", "kind", "by")
-        table.add_column(column, justify="left" if text else "right", overflow="fold", min_width=width)
+        table.add_column(column, justify="left" if text else "right", overflow="fold", min_width=width, max_width=width)
     styles = {"exact": "green", "lower": "cyan", "upper": "cyan", "estimate": "yellow", "unavailable": "dim"}
     for row in rows:
         table.add_row(*(row[column] for column in widths), style=styles.get(row["kind"], ""))
@@ -86,6 +137,7 @@ def fitting(rows: list[dict[str, str]], room: int) -> tuple[dict[str, int], list
     widths = {
         name: max(len(word) for word in [*name.split(), *(row[name] for row in rows)]) for name in rows[0]
     }  # fmt: skip
+    widest = max(len(row["by"]) for row in rows)
     widths["by"] = min(widths["by"], 12)
     left_out = []
     droppable = ("fit s", "by", "bits/dim", "between rows ±", "paired ±", "vs best", "Monte Carlo ±")
@@ -93,6 +145,9 @@ def fitting(rows: list[dict[str, str]], room: int) -> tuple[dict[str, int], list
         if sum(widths.values()) + 3 * len(widths) + 1 > room:
             del widths[name]
             left_out.append(name)
+    if "by" in widths:
+        spare = room - sum(widths.values()) - 3 * len(widths) - 1
+        widths["by"] += max(0, min(widest - widths["by"], spare))
     return widths, left_out
 
 

@@ -89,7 +89,7 @@ class _Compiled(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(context: Any, slope: Tensor) -> tuple[None, Tensor | None, Tensor | None]:
+    def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, loc, scale = context.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted
             wanted = [part for part in (loc, scale) if part.requires_grad]

@@ -16,7 +16,7 @@ import torch
 from probgen import frames, store
 from probgen.errors import Incomparable, ParameterError, ProbgenError, ShapeError, StructureError
 from probgen.evaluate.paired import Difference, against_best, error_of_total
-from probgen.events import Checked, Event, Panel, Ragged, Table
+from probgen.events import Category, Checked, Event, Panel, Ragged, Series, Table
 from probgen.logprob import Fingerprint, Kind, LogProb
 from probgen.model import Estimator, GenerativeModel
 
@@ -75,6 +75,7 @@ class Comparison:
         entries: Best first; refusals last.
         skipped: Families that do not suit the data or could not be fitted or scored, and why.
         lengths: Of the held-out parts of sequences, where a row is a step; None where rows are independent.
+        sequences: Whether a row is a whole sequence.
 
     The column "vs best" is the log-likelihood of all rows together minus that of the best comparable entry, in nats;
     "paired ±" is the standard error of that difference, from the spread of its rows.
@@ -83,6 +84,7 @@ class Comparison:
     entries: tuple[Entry, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     lengths: tuple[int, ...] | None = None
+    sequences: bool = False
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
@@ -150,14 +152,17 @@ class Comparison:
                 "A row is one step, scored given all steps before it; its errors are Newey and West's, as steps that "
                 "follow each other are not independent."
             )
+        if self.sequences:
+            said.append("A row is one whole sequence; bits/dim, a cell, does not depend on their lengths.")
         first = {entry.log_prob.measure: entry.name for entry in reversed(self.entries)}
         for entry in self.entries:
             difference = self.differences.get(entry.name)
             if difference and difference.against != first[entry.log_prob.measure]:
                 said.append(f"{entry.name}: vs best is against {difference.against}, the best it compares with.")
-            if difference and difference.kind in (Kind.LOWER, Kind.UPPER):
-                side = "least" if difference.kind is Kind.LOWER else "most"
-                said.append(f"{entry.name}: the true difference is at {side} this, as one of the two is a bound.")
+        for kind, side in ((Kind.LOWER, "least"), (Kind.UPPER, "most")):
+            names = [name for name, difference in self.differences.items() if difference.kind is kind]
+            if names:
+                said.append(f"{', '.join(names)}: the true difference is at {side} this, as one of the two is a bound.")
         return said + self._too_close()
 
     def _too_close(self) -> list[str]:
@@ -167,8 +172,15 @@ class Comparison:
             if not difference.distinguishable:
                 close.setdefault(difference.against, []).append(name)
         n = len(self.entries[0].log_prob)
-        why = f"{n} rows, fewer than 100" if n < 100 else "less than 4 nats"
-        return [f"{', '.join(names)}: not distinguishable from {best} ({why})." for best, names in close.items()]
+        said = []
+        for best, names in close.items():
+            if n < 100:
+                few = f"{n} row{'s' * (n != 1)}, fewer than 100: too few to trust paired ±"
+                said.append(f"{', '.join(names)}: not surely worse than {best} ({few}).")
+            else:
+                near = "less than 4 nats, or than twice paired ±"
+                said.append(f"{', '.join(names)}: not distinguishable from {best} ({near}).")
+        return said
 
     def texts(self) -> list[dict[str, str]]:
         """The table as text, a dict a family."""
@@ -244,7 +256,8 @@ def compare(
         raise next(iter(failed.values()))
     _same_rows([entry.log_prob for entry in entries])
     reasons = dict(skipped or {}) | {name: f"it could not score: {_reason(p)}" for name, p in failed.items()}
-    return Comparison(tuple(sorted(entries, key=lambda entry: entry.rank)), reasons, lengths)
+    sequences = history is None and isinstance(next(iter(models.values())).event, Series | Panel)
+    return Comparison(tuple(sorted(entries, key=lambda entry: entry.rank)), reasons, lengths, sequences)
 
 
 def _continued(model: GenerativeModel, history: Any, x: Any, seed: int) -> tuple[LogProb, tuple[int, ...]]:
@@ -380,3 +393,10 @@ def _to_draw(cells: Any) -> np.ndarray | Sequence[np.ndarray]:
 def column_names(event: Event) -> list[str] | None:
     """Names of the columns of a row or step, where they have any."""
     return list(event.columns) if isinstance(event, Table | Panel) else None
+
+
+def level_names(event: Event) -> list[tuple[Any, ...] | None] | None:
+    """What the codes of each column of a step stand for; None for numbers."""
+    if not isinstance(event, Panel):
+        return None
+    return [c.levels if isinstance(c, Category) else None for c in event.columns.values()]

@@ -34,9 +34,11 @@ class Difference:
 
     @property
     def distinguishable(self) -> bool:
-        """Whether rows and nats are enough to tell the two apart: at least 100 rows and 4 nats, or a row that one model
-        calls impossible. With less the error itself can't be trusted (Sivula, Magnusson and Vehtari 2020)."""
-        return math.isinf(self.total) or (abs(self.total) >= _NATS and self.n >= _ROWS)
+        """Whether rows and nats are enough to tell the two apart: at least 100 rows, 4 nats and twice the error, or a
+        row that one model calls impossible. With fewer rows or nats the error itself can't be trusted (Sivula,
+        Magnusson and Vehtari 2020)."""
+        least = max(_NATS, 2 * self.error)
+        return math.isinf(self.total) or (abs(self.total) >= least and self.n >= _ROWS)
 
 
 def against_best(

@@ -10,7 +10,7 @@ import numpy as np
 from probgen import frames, plots, store
 from probgen.datasets import Dataset
 from probgen.errors import DataError, MissingExtra
-from probgen.evaluate.compare import Comparison, column_names, compare, fit_suitable, panels
+from probgen.evaluate.compare import Comparison, column_names, compare, fit_suitable, level_names, panels
 from probgen.events import Checked, Panel, Ragged, Real, Series, Table
 from probgen.model import GenerativeModel
 
@@ -45,7 +45,7 @@ def compare_into(
     train, held = _split(loaded, test, seed, rows, say)
 
     def starting(name: str, share: float | None) -> None:
-        say(f"  fitting {name}" + ("" if share is None else f" for {share:.1f} s"))
+        say(f"  fitting {name}" + ("" if share is None else f", at most {share:.1f} s"))
 
     models, skipped = fit_suitable(train, loaded.event, families=families, budget=budget, seed=seed, on_start=starting)
     if not models:
@@ -80,7 +80,7 @@ def _draw(models: Mapping[str, GenerativeModel], loaded: Dataset, held: Any, pat
         return
     cells = [loaded.event.check(x).x for x in (loaded.x, held)]
     begin = len(cells[0].values) - len(cells[1].values) if loaded.in_time else None
-    plots.series(drawn, path, names=names, begin=begin)
+    plots.series(drawn, path, names=names, begin=begin, levels=level_names(loaded.event))
 
 
 def _split(loaded: Dataset, test: float, seed: int, rows: int, say: Callable[[str], None]) -> tuple[Any, Any]:

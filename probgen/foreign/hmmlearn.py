@@ -26,15 +26,19 @@ _PARTS = {
 def wrap(foreign: Any) -> HMM:
     kind = type(foreign).__name__
     if kind not in _PARTS:
-        raise StructureError(f"hmmlearn's {kind}", f"one of {', '.join(_PARTS)}", "Its emission has no counterpart here")
+        raise StructureError(
+            f"hmmlearn's {kind}", f"one of {', '.join(_PARTS)}", "Its emission has no counterpart here"
+        )
     lacking = [name for name in ("startprob_", "transmat_", *_PARTS[kind]) if not hasattr(foreign, name)]
     if lacking:
         raise NotFittedError(f"This {kind} has no {', '.join(lacking)}", "a fitted model", "Call its fit first")
     start, moves = (_probabilities(getattr(foreign, name), name) for name in ("startprob_", "transmat_"))
-    hmm = {"CategoricalHMM": _categorical, "GaussianHMM": _normal, "GMMHMM": _mixture, "PoissonHMM": _poisson}[kind](foreign)
+    hmm = {"CategoricalHMM": _categorical, "GaussianHMM": _normal, "GMMHMM": _mixture, "PoissonHMM": _poisson}[kind](
+        foreign
+    )
     with torch.no_grad():
-        hmm.transitions.initial_logits.copy_(start.log())
-        hmm.transitions.logits.copy_(moves.log())
+        hmm.get_parameter("transitions.initial_logits").copy_(start.log())
+        hmm.get_parameter("transitions.logits").copy_(moves.log())
     hmm.report = FitReport((), 0, "imported")
     return hmm.eval()
 
@@ -56,7 +60,7 @@ def _categorical(foreign: Any) -> HMM:
     emission = emissions.Categorical(levels, smoothing=0.0)
     hmm = HMM(Series((1,), levels=levels), states, emission, Markov())
     with torch.no_grad():
-        hmm.emission.logits.copy_(table.log()[:, None])
+        hmm.get_parameter("emission.logits").copy_(table.log()[:, None])
     return hmm
 
 
@@ -64,7 +68,7 @@ def _poisson(foreign: Any) -> HMM:
     rates = _of(foreign.lambdas_)
     hmm = HMM(Series((rates.shape[1],), support="count"), len(rates), emissions.Poisson(rates.shape[1]), Markov())
     with torch.no_grad():
-        hmm.emission.log_rate.copy_(rates.log())
+        hmm.get_parameter("emission.log_rate").copy_(rates.log())
     return hmm
 
 
@@ -74,7 +78,7 @@ def _normal(foreign: Any) -> HMM:
     emission = emissions.Normal(dim, foreign.covariance_type)
     hmm = HMM(Series((dim,)), states, emission, Markov())
     with torch.no_grad():
-        hmm.emission.loc.copy_(means)
+        hmm.get_parameter("emission.loc").copy_(means)
         _put_covariance(hmm.emission, _of(foreign._covars_))
     return hmm
 
@@ -88,9 +92,9 @@ def _mixture(foreign: Any) -> HMM:
     emission = emissions.NormalMixture(dim, components, foreign.covariance_type)
     hmm = HMM(Series((dim,)), states, emission, Markov())
     with torch.no_grad():
-        hmm.emission.logits.copy_(weights.log())
-        hmm.emission.of.loc.copy_(means.reshape(-1, dim))
-        _put_covariance(hmm.emission.of, _of(foreign.covars_).flatten(0, 1))
+        hmm.get_parameter("emission.logits").copy_(weights.log())
+        hmm.get_parameter("emission.of.loc").copy_(means.reshape(-1, dim))
+        _put_covariance(hmm.get_submodule("emission.of"), _of(foreign.covars_).flatten(0, 1))
     return hmm
 
 
@@ -103,7 +107,9 @@ def _put_covariance(emission: Any, covariance: Tensor) -> None:
 
 def export(model: Any) -> Any:
     if not isinstance(model, HMM) or type(model.transitions) is not Markov or model.tie is not None or model.context:
-        raise StructureError(f"{model!r}", "an HMM with Markov transitions, without ties and inputs", "hmmlearn has no more")
+        raise StructureError(
+            f"{model!r}", "an HMM with Markov transitions, without ties and inputs", "hmmlearn has no more"
+        )
     try:
         from hmmlearn import hmm as theirs
     except ImportError as missing:
@@ -119,7 +125,7 @@ def export(model: Any) -> Any:
     return made
 
 
-def _to_categorical(model: HMM, theirs: Any) -> Any:
+def _to_categorical(model: Any, theirs: Any) -> Any:
     table = model.emission.table().exp()
     if table.shape[1] != 1:
         raise StructureError(f"{table.shape[1]} categories a step", "one", "hmmlearn's CategoricalHMM has one column")
@@ -128,13 +134,13 @@ def _to_categorical(model: HMM, theirs: Any) -> Any:
     return made
 
 
-def _to_poisson(model: HMM, theirs: Any) -> Any:
+def _to_poisson(model: Any, theirs: Any) -> Any:
     made = theirs.PoissonHMM(model.states)
     made.lambdas_, made.n_features = model.emission.log_rate.exp().numpy(), model.emission.width
     return made
 
 
-def _to_normal(model: HMM, theirs: Any) -> Any:
+def _to_normal(model: Any, theirs: Any) -> Any:
     emission = model.emission
     made = theirs.GaussianHMM(model.states, emission.covariance)
     made.means_, made.n_features = emission.loc.numpy().copy(), emission.width
@@ -148,7 +154,7 @@ def _to_normal(model: HMM, theirs: Any) -> Any:
     return made
 
 
-def _to_mixture(model: HMM, theirs: Any) -> Any:
+def _to_mixture(model: Any, theirs: Any) -> Any:
     emission = model.emission
     if emission.covariance == "tied":
         raise StructureError("One covariance for all components of all states", "full, diag or spherical", "Fit it so")

@@ -3,17 +3,16 @@
 The extension is optional: an installation without a C++ compiler works on the torch path, and says so once.
 """
 
+import logging
+from importlib import import_module
 from types import ModuleType
 
 __all__ = ["native"]
 
-native: ModuleType | None
+native: ModuleType | None = None
 try:
-    from probgen.kernels import _native as native
+    native = import_module("probgen.kernels._native")
 except ImportError:
-    import logging
-
-    native = None
     logging.getLogger("probgen").warning(
         "probgen runs without its compiled kernels: hidden Markov models are about ten times slower. "
         "To build them: have a C++ compiler and reinstall with pip install --force-reinstall --no-deps probgen"

@@ -25,7 +25,7 @@ static inline double *numbers(V *v) { return reinterpret_cast<double *>(v); }
 #ifndef PROBGEN_SCALES
 static inline V rounded(V y) { return y + all(6755399441055744.0) - all(6755399441055744.0); }
 static inline V scaled(V p, V k) {  // p 2^k for a whole k
-    I raw, n;
+    U raw, n;
     k = k + all(6755399441055744.0);
     std::memcpy(&raw, &p, sizeof p);
     std::memcpy(&n, &k, sizeof k);
@@ -254,18 +254,6 @@ struct Group {
         for (size_t s = 0; s < S; ++s) where[s] = reinterpret_cast<const double *>(table)[s * LANES + l];
     }
 
-    // Which lanes lose a possible state's share to underflow.
-    void losing(const V *before, const V *after, const size_t *at) {
-        const size_t S = N ? size_t(N) : p.S;
-        Table raw(S);
-        potentials_of(p, S, at, raw.at);
-        for (size_t s = 0; s < S; ++s) {
-            V possible = raw.at[s] > all(-1.7976931348623157e308) ? all(1.0) : all(0.0);
-            V bad = after[s] < all(1e-280) ? possible : all(0.0);
-            lost = larger(before[s] > all(0.0) ? bad : all(0.0), lost);
-        }
-    }
-
     // One step forward. Filtered probabilities are left in state, and with the weights in tile where one is given.
     void step(long long t, V *tile) {
         const size_t S = N ? size_t(N) : p.S;
@@ -289,7 +277,6 @@ struct Group {
             mixed[s] = each;
             sum += each;
         }
-        if (p.careful) losing(from, mixed, at);
         V safe = sum > all(0.0) ? sum : all(1.0);
         V inverse = all(1.0) / safe;
         for (size_t s = 0; s < S; ++s) {
@@ -441,14 +428,16 @@ struct Smoother {
         for (int l = 0; l < g.count && !smooth; ++l)
             if (own[l] && (long long)at[l] == g.job[l].start) g.note(l, p.initial + g.job[l].sequence * S, gamma);
         for (size_t s = 0; s < S; ++s) weights[s] *= message.at[s];
-        if (p.careful) g.losing(message.at, weights, at);
         product<Sum>(weights, p.moves_back, S, g.state.at);
         V norm = all(0.0);
         for (size_t s = 0; s < S; ++s) norm += before[s] * g.state.at[s];
         V inverse = all(1.0) / (norm > all(0.0) ? norm : all(1.0)), scaled = inverse * moved;
         for (size_t s = 0; s < S; ++s) { message.at[s] = g.state.at[s] * inverse; weights[s] *= scaled; }
-        if (p.careful)
-            for (size_t s = 0; s < S; ++s) g.lost = larger(message.at[s] <= all(1e250) ? all(0.0) : all(1.0), g.lost);
+        if (p.careful)  // what can't have been gets no message, else it would overflow
+            for (size_t s = 0; s < S; ++s) {
+                message.at[s] = before[s] > all(0.0) ? message.at[s] : all(0.0);
+                g.lost = larger(message.at[s] <= all(1e250) ? all(0.0) : all(1.0), g.lost);
+            }
         if (smooth) return;
         for (int l = 0; l < LANES; ++l) {
             if (!own[l])  // no 0 * inf from lanes that idle
@@ -497,30 +486,37 @@ static void smooth_of(const Problem &p, const Job *jobs, int count, Room &room) 
     Smoother<N>(p, jobs, count, room).run();
 }
 
-// Viterbi's values in logarithms: row by row into states, where those are wanted; else kept in the tile, and the way back
-// is taken at once, all lanes side by side.
+// Viterbi in logarithms: values forward into the tile, from `warm` steps before to `right` steps after a job's own, then back
+// from the best last one. What the states are beyond an end is soon the same whatever comes later: the state just behind the
+// end is left for the neighbour to be held against.
 template <int N>
-static void values_of(const Problem &p, const Job *jobs, int count, Room &room) {
+static void best_of(const Problem &p, const Job *jobs, int count, Room &room) {
     const size_t S = N ? size_t(N) : p.S;
     Group<N> g(p, jobs, count);
     V *tiles = reinterpret_cast<V *>(room.tiles);
-    g.first(0.0);
-    for (long long t = 0; t < g.longest; ++t) {
-        size_t at[LANES];
-        bool own[LANES];
-        bool smooth = g.place(t, at, own);
-        if (t) { product<Best>(g.state.at, p.moves, S, g.next.at); g.state.swap(g.next); }
-        if (!smooth)
-            for (int l = 0; l < count; ++l)
-                if (own[l] && (long long)at[l] == g.job[l].begin) g.note(l, g.job[l].entering, g.state.at);
-        potentials_of(p, S, at, g.weights.at);
-        for (size_t s = 0; s < S; ++s) g.state.at[s] += g.weights.at[s];
-        if (p.states) scatter(g.state.at, at, own, S, p.states);
-        else std::memcpy(tiles + size_t(t) * S, g.state.at, S * sizeof(V));
+    long long steps[LANES], longest = 0;
+    for (int l = 0; l < LANES; ++l) {
+        const Job &j = g.job[l];
+        steps[l] = j.end + j.right - j.begin + j.warm;
+        longest = std::max(longest, steps[l]);
     }
-    if (p.states) return;
+    g.first(0.0);
+    for (long long t = 0; t < longest; ++t) {
+        size_t at[LANES];
+        for (int l = 0; l < LANES; ++l) at[l] = g.base[l] + size_t(std::min(t, steps[l] - 1));
+        V *value = tiles + size_t(t) * S;
+        if (t) product<Best>(value - S, p.moves, S, value);
+        else std::memcpy(value, g.state.at, S * sizeof(V));
+        for (int l = 0; l < count; ++l)
+            if (t == g.job[l].warm) g.note(l, g.job[l].entering, value);
+        potentials_of(p, S, at, g.weights.at);
+        for (size_t s = 0; s < S; ++s) value[s] += g.weights.at[s];
+        for (int l = 0; l < count; ++l)
+            if (t == g.job[l].warm + g.job[l].end - g.job[l].begin - 1) g.note(l, g.job[l].leaving, value);
+    }
+    if (!p.path) return;
     size_t now[LANES] = {0}, into[LANES];
-    for (long long t = g.longest - 1; t >= 0; --t) {
+    for (long long t = longest - 1; t >= 0; --t) {
         const V *value = tiles + size_t(t) * S;
         V best = all(-INFINITY), which = all(0.0);
         for (int l = 0; l < LANES; ++l) into[l] = now[l] * S;
@@ -530,16 +526,18 @@ static void values_of(const Problem &p, const Job *jobs, int count, Room &room) 
             best = larger(x, best);
         }
         for (int l = 0; l < count; ++l) {
-            const long long row = g.job[l].begin + t;
-            if (row >= g.job[l].end) continue;
+            const Job &j = g.job[l];
+            if (t >= steps[l]) continue;
             now[l] = size_t(lane(which, l));
-            if (row == g.job[l].end - 1) {  // the last step: nothing is moved into
+            if (t == steps[l] - 1) {  // nothing is moved into
                 const double *from = reinterpret_cast<const double *>(value) + l;
                 now[l] = 0;
                 for (size_t s = 1; s < S; ++s)
                     if (from[s * LANES] > from[now[l] * LANES]) now[l] = s;
             }
-            p.path[row] = (long long)now[l];
+            const long long row = (long long)g.base[l] + t;
+            if (row >= j.begin && row < j.end) p.path[row] = (long long)now[l];
+            if (row == j.end && j.leaving_back) j.leaving_back[0] = double(now[l]);
         }
     }
 }
@@ -557,7 +555,7 @@ static void values_of(const Problem &p, const Job *jobs, int count, Room &room) 
     }
 PROBGEN_BY_SIZE(forward)
 PROBGEN_BY_SIZE(smooth)
-PROBGEN_BY_SIZE(values)
+PROBGEN_BY_SIZE(best)
 #undef PROBGEN_BY_SIZE
 
 // log N(x; loc, diag scale^2), missing cells integrated out. loc and 1 / scale come as (D, K padded to whole vectors).

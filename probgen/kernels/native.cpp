@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -65,6 +67,7 @@ struct Cells {
 namespace avx512 {
 typedef double V __attribute__((vector_size(64), may_alias));
 typedef long long I __attribute__((vector_size(64), may_alias));
+typedef unsigned long long U __attribute__((vector_size(64), may_alias));
 constexpr int LANES = 8;
 static inline V larger(V a, V b) { return (V)_mm512_max_pd((__m512d)a, (__m512d)b); }
 #define PROBGEN_SCALES 1
@@ -83,6 +86,7 @@ static inline V pick(const double *b, const size_t *at) {
 namespace avx2 {
 typedef double V __attribute__((vector_size(32), may_alias));
 typedef long long I __attribute__((vector_size(32), may_alias));
+typedef unsigned long long U __attribute__((vector_size(32), may_alias));
 constexpr int LANES = 4;
 static inline V larger(V a, V b) { return (V)_mm256_max_pd((__m256d)a, (__m256d)b); }
 static inline bool any(I mask) { return _mm256_movemask_pd((__m256d)mask) != 0; }
@@ -96,12 +100,14 @@ namespace generic {
 #if defined(__GNUC__)
 typedef double V __attribute__((vector_size(16), may_alias));
 typedef long long I __attribute__((vector_size(16), may_alias));
+typedef unsigned long long U __attribute__((vector_size(16), may_alias));
 constexpr int LANES = 2;
 static inline bool any(I mask) { return mask[0] || mask[1]; }
 static inline V pick(const double *b, const size_t *at) { return V{b[at[0]], b[at[1]]}; }
 #else
 typedef double V;
 typedef long long I;
+typedef unsigned long long U;
 constexpr int LANES = 1;
 static inline bool any(I mask) { return mask != 0; }
 static inline V pick(const double *b, const size_t *at) { return b[at[0]]; }
@@ -115,13 +121,13 @@ typedef void (*Sweep)(const Problem &, const Job *, int, Room &);
 struct Build {
     const char *name;
     int lanes;
-    Sweep forward, smooth, values;
+    Sweep forward, smooth, best;
     void (*normal_log_prob)(const Cells &, size_t, size_t);
     void (*normal_moments)(const Cells &, size_t, size_t, double *);
 };
 
 #define PROBGEN_BUILD(space) \
-    {#space, space::LANES, space::forward, space::smooth, space::values, space::normal_log_prob, space::normal_moments}
+    {#space, space::LANES, space::forward, space::smooth, space::best, space::normal_log_prob, space::normal_moments}
 
 Build chosen() {
     const char *asked = std::getenv("PROBGEN_ISA");
@@ -141,19 +147,31 @@ Build chosen() {
 const Build build = chosen();
 
 constexpr long long LONG = 4096;  // steps beyond which a sequence is cut into windows
-constexpr long long WARM = 64;
 constexpr double APART = 1e-13;  // relative: neighbours that agree so well have forgotten the guess
 
-// Runs tasks 0..n-1 on some threads, each told which worker it is; tasks are independent of each other.
+// Runs tasks 0..n-1 on some threads, each told which worker it is; tasks are independent of each other. What a task throws is
+// thrown again here; a thread that can't be had is done without.
 template <class Task>
 void spread(size_t n, int threads, Task task) {
     size_t most = std::min<size_t>(threads < 1 ? 1 : size_t(threads), n);
     std::atomic<size_t> next{0};
-    auto work = [&](size_t worker) { for (size_t i; (i = next++) < n;) task(i, worker); };
+    std::vector<std::exception_ptr> problems(most);
+    auto work = [&](size_t worker) {
+        try {
+            for (size_t i; (i = next++) < n;) task(i, worker);
+        } catch (...) {
+            problems[worker] = std::current_exception();
+        }
+    };
     std::vector<std::thread> others;
-    for (size_t i = 1; i < most; ++i) others.emplace_back(work, i);
-    work(0);
+    try {
+        for (size_t i = 1; i < most; ++i) others.emplace_back(work, i);
+    } catch (const std::system_error &) {
+    }
+    if (most) work(0);
     for (auto &thread : others) thread.join();
+    for (auto &problem : problems)
+        if (problem) std::rethrow_exception(problem);
 }
 
 enum class Way { Forward, Smooth, Best };
@@ -196,9 +214,11 @@ struct Plan {
         auto one = [&](size_t g, Room &room) { sweep(p, &sorted[g * L], int(std::min(L, n - g * L)), room); };
         std::vector<std::vector<double>> tiles(threads < 1 ? 1 : threads);
         if (way != Way::Smooth) {
-            const size_t steps = p.path && !p.states ? size_t(sorted[0].end - sorted[0].begin) : 0;
+            long long steps = 0;
+            for (const Job &job : sorted) steps = std::max(steps, job.end + job.right - job.begin + job.warm);
+            if (way != Way::Best) steps = 0;
             spread(groups, threads, [&](size_t g, size_t worker) {
-                Room room{aligned(tiles[worker], steps * S * L), nullptr, nullptr};
+                Room room{aligned(tiles[worker], size_t(steps) * S * L), nullptr, nullptr};
                 one(g, room);
             });
             return;
@@ -226,7 +246,7 @@ struct Plan {
 // One long sequence cut into windows; how many depends on nothing but its length and S, so that the bits don't either.
 void cut(Plan &plan, const Problem &p, Way way, size_t sequence, long long start, long long stop, long long warm) {
     const long long even = (stop - start + 15) / 16;
-    const long long own = way == Way::Smooth ? std::max((long long)p.block - warm, 4 * warm) : even;
+    const long long own = way == Way::Forward ? even : std::max((long long)p.block - warm, 4 * warm);
     for (long long begin = start; begin < stop; begin += own)
         plan.add(sequence, start, stop, begin, std::min(begin + own, stop), warm);
 }
@@ -255,7 +275,8 @@ bool windows_agree(const Problem &p, const Plan &plan, Way way) {
     for (size_t i = 0; i + 1 < plan.jobs.size(); ++i) {
         const Job &left = plan.jobs[i], &right = plan.jobs[i + 1];
         if (way == Way::Smooth && !agree(left.entering_back, right.leaving_back, S)) return false;
-        const double *state = way == Way::Best ? p.states + size_t(left.end - 1) * S : left.leaving;
+        if (way == Way::Best && size_t(left.leaving_back[0]) != size_t(p.path[right.begin])) return false;
+        const double *state = left.leaving;
         std::fill(known.begin(), known.end(), way == Way::Best ? -INFINITY : 0.0);
         for (size_t from = 0; from < S; ++from)
             for (size_t to = 0; to < S; ++to) {
@@ -287,6 +308,30 @@ struct Results {  // null where not wanted; nats, impossible and flags are (n,),
     }
 };
 
+// How early windows must begin: the least power of two at which beginning twice as early makes no difference, tried at
+// sixteen points; 0 where none is found. The sweep itself is checked all the same.
+long long forgetting(Problem p, Way way, size_t sequence, long long start, long long stop) {
+    const Sweep sweep = way == Way::Best ? build.best : build.forward;
+    p.sums = p.tops = p.states = p.marginals = nullptr;
+    p.path = nullptr;
+    for (long long warm = 32; warm * 32 <= stop - start; warm *= 2) {
+        Plan plan;
+        for (long long k = 1; k <= 16; ++k)
+            for (long long early : {warm, 2 * warm}) {
+                const long long begin = start + k * (stop - start) / 17;
+                plan.add(sequence, start, stop, begin, begin + 1, early);
+            }
+        plan.run(p, way == Way::Best ? Way::Best : Way::Forward, sweep, 1);
+        bool same = true;
+        for (size_t i = 0; same && i < plan.jobs.size(); i += 2) {
+            const double *late = plan.jobs[i].entering, *early = plan.jobs[i + 1].entering;
+            same = way == Way::Best ? agree_best(late, early, p.S) : agree(late, early, p.S);
+        }
+        if (same) return warm;
+    }
+    return 0;
+}
+
 // All sequences: short ones side by side, long ones in windows where their guesses are soon forgotten, else whole.
 void sweep_all(const Problem &p, Way way, Sweep sweep, const long long *lengths, size_t n, int threads, Results &results) {
     Plan together;
@@ -294,7 +339,8 @@ void sweep_all(const Problem &p, Way way, Sweep sweep, const long long *lengths,
     for (size_t i = 0; i < n; ++i, start += lengths[i - 1]) {
         const long long stop = start + lengths[i];
         bool done = false, possible = true;
-        for (long long warm = WARM; lengths[i] > LONG && !p.careful && possible && !done && warm * 32 <= lengths[i]; warm *= 4) {
+        long long warm = lengths[i] > LONG && !p.careful ? forgetting(p, way, i, start, stop) : 0;
+        for (; warm && possible && !done && warm * 8 <= lengths[i]; warm *= 4) {
             Plan plan;
             cut(plan, p, way, i, start, stop, warm);
             plan.run(p, way, sweep, threads);
@@ -423,6 +469,21 @@ bool maybe(PyObject *object, const char *name, std::vector<Py_ssize_t> shape, Bu
     return true;
 }
 
+// Runs work without the interpreter's lock; None, or MemoryError.
+template <class Work>
+PyObject *unlocked(Work work) {
+    bool done = true;
+    Py_BEGIN_ALLOW_THREADS;
+    try {
+        work();
+    } catch (const std::bad_alloc &) {
+        done = false;
+    }
+    Py_END_ALLOW_THREADS;
+    if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 PyObject *forward(PyObject *, PyObject *args) {
     PyObject *f, *m, *e, *l, *o_nats, *o_bad, *o_flags, *o_sums, *o_tops, *o_states;
     int careful, threads;
@@ -442,11 +503,10 @@ PyObject *forward(PyObject *, PyObject *args) {
     }
     in.p.careful = careful;
     Results results{nats.numbers(), bad.whole(), flags.whole(), {}, {}};
-    Py_BEGIN_ALLOW_THREADS;
-    sweep_all(in.p, Way::Forward, build.forward, in.lengths.whole(), size_t(in.n), threads, results);
-    finish(nats.numbers(), bad.whole(), size_t(in.n));
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
+    return unlocked([&] {
+        sweep_all(in.p, Way::Forward, build.forward, in.lengths.whole(), size_t(in.n), threads, results);
+        finish(nats.numbers(), bad.whole(), size_t(in.n));
+    });
 }
 
 PyObject *smooth(PyObject *, PyObject *args) {
@@ -475,19 +535,17 @@ PyObject *smooth(PyObject *, PyObject *args) {
     }
     in.p.careful = careful, in.p.initial = initial.numbers();
     Results results{nats.numbers(), bad.whole(), flags.whole(), {}, {}};
-    Py_BEGIN_ALLOW_THREADS;
-    const size_t S = in.p.S, D = in.p.D;
-    auto back = turned(in.p.moves, S);
-    in.p.moves_back = back.data();
-    sweep_all(in.p, Way::Smooth, build.smooth, in.lengths.whole(), size_t(in.n), threads, results);
-    finish(nats.numbers(), bad.whole(), size_t(in.n));
-    for (size_t i = 0; i < S * S; ++i) counts.numbers()[i] = results.counts[i] * in.p.moves[i];
-    if (sums)
-        for (size_t d = 0; d < D; ++d)
+    return unlocked([&] {
+        const size_t S = in.p.S, D = in.p.D;
+        auto back = turned(in.p.moves, S);
+        in.p.moves_back = back.data();
+        sweep_all(in.p, Way::Smooth, build.smooth, in.lengths.whole(), size_t(in.n), threads, results);
+        finish(nats.numbers(), bad.whole(), size_t(in.n));
+        for (size_t i = 0; i < S * S; ++i) counts.numbers()[i] = results.counts[i] * in.p.moves[i];
+        for (size_t d = 0; d < D && sums; ++d)
             for (size_t s = 0; s < S; ++s)
                 for (size_t k = 0; k < 3; ++k) sums[(k * S + s) * D + d] = results.moments[(d * S + s) * 3 + k];
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
+    });
 }
 
 double potential(const Problem &p, size_t row, size_t s) {
@@ -500,47 +558,6 @@ double potential(const Problem &p, size_t row, size_t s) {
     return total;
 }
 
-// Long sequences one after the other, with the values of all their steps; the others side by side.
-void best_paths(Problem p, const std::vector<long long> &starts, int threads) {
-    Plan together;
-    std::vector<double> values;
-    for (size_t i = 0; i + 1 < starts.size(); ++i) {
-        const long long start = starts[i], stop = starts[i + 1];
-        if (stop - start <= LONG) {
-            together.add(i, start, stop, start, stop, 0);
-            continue;
-        }
-        values.resize(size_t(stop - start) * p.S);
-        p.states = values.data() - start * (long long)p.S;
-        bool done = false;
-        for (long long warm = WARM; !done && warm * 32 <= stop - start; warm *= 4) {
-            Plan plan;
-            cut(plan, p, Way::Best, i, start, stop, warm);
-            plan.run(p, Way::Best, build.values, threads);
-            done = windows_agree(p, plan, Way::Best);
-        }
-        if (!done) {
-            Plan whole;
-            whole.add(i, start, stop, start, stop, 0);
-            whole.run(p, Way::Best, build.values, threads);
-        }
-        const double *last = p.states + size_t(stop - 1) * p.S;
-        size_t at = size_t(std::max_element(last, last + p.S) - last);
-        for (long long t = stop - 1;; --t) {
-            p.path[t] = (long long)at;
-            if (t == start) break;
-            const double *value = p.states + size_t(t - 1) * p.S, *move = p.moves_back + at * p.S;
-            size_t found = 0;
-            double most = value[0] + move[0];
-            for (size_t s = 1; s < p.S; ++s)
-                if (value[s] + move[s] > most) most = value[s] + move[s], found = s;
-            at = found;
-        }
-    }
-    p.states = nullptr;
-    if (!together.jobs.empty()) together.run(p, Way::Best, build.values, threads);
-}
-
 PyObject *best(PyObject *, PyObject *args) {
     PyObject *f, *m, *e, *l, *o_path, *o_nats;
     int threads;
@@ -551,31 +568,24 @@ PyObject *best(PyObject *, PyObject *args) {
         !take(o_nats, "nats", 'd', {in.n}, true, nats))
         return nullptr;
     in.p.path = path.whole();
-    std::atomic<bool> short_of_room{false};
-    Py_BEGIN_ALLOW_THREADS;
-    const size_t S = in.p.S;
-    auto into = turned(in.p.moves, S);
-    in.p.moves_back = into.data();
-    std::vector<long long> starts(1, 0);
-    for (Py_ssize_t i = 0; i < in.n; ++i) starts.push_back(starts.back() + in.lengths.whole()[i]);
-    try {
-        best_paths(in.p, starts, threads);
-    } catch (const std::bad_alloc &) {
-        short_of_room = true;
-    }
-    for (Py_ssize_t i = 0; i < in.n && !short_of_room; ++i) {
-        const long long start = starts[i], stop = starts[i + 1];
-        double total = in.p.first[i * in.p.first_stride + size_t(in.p.path[start])];
-        for (long long t = start; t < stop; ++t) {
-            total += potential(in.p, size_t(t), size_t(in.p.path[t]));
-            if (t > start) total += in.p.moves[in.p.path[t - 1] * (long long)S + in.p.path[t]];
+    return unlocked([&] {
+        const size_t S = in.p.S;
+        auto into = turned(in.p.moves, S);
+        in.p.moves_back = into.data();
+        Results none{nullptr, nullptr, nullptr, {}, {}};
+        sweep_all(in.p, Way::Best, build.best, in.lengths.whole(), size_t(in.n), threads, none);
+        long long *way = in.p.path, start = 0;
+        for (Py_ssize_t i = 0; i < in.n; start += in.lengths.whole()[i++]) {
+            const long long stop = start + in.lengths.whole()[i];
+            double total = in.p.first[size_t(i) * in.p.first_stride + size_t(way[start])];
+            for (long long t = start; t < stop; ++t) {
+                total += potential(in.p, size_t(t), size_t(way[t]));
+                if (t > start) total += in.p.moves[way[t - 1] * (long long)S + way[t]];
+            }
+            nats.numbers()[i] = total;
+            if (!(total > -INFINITY)) std::fill(way + start, way + stop, 0);
         }
-        nats.numbers()[i] = total;
-        if (!(total > -INFINITY)) std::fill(in.p.path + start, in.p.path + stop, 0);
-    }
-    Py_END_ALLOW_THREADS;
-    if (short_of_room) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    });
 }
 
 // loc and scale (K, D) as padded (D, K) tables.
@@ -619,11 +629,10 @@ PyObject *normal_log_prob(PyObject *, PyObject *args) {
         }
     c.inverse = inverse, c.constant = constant, c.out = out.numbers();
     const size_t n = size_t(in.x.view.shape[0]);
-    Py_BEGIN_ALLOW_THREADS;
-    spread((n + ROWS - 1) / ROWS, threads,
-           [&](size_t i, size_t) { build.normal_log_prob(c, i * ROWS, std::min(n, (i + 1) * ROWS)); });
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
+    return unlocked([&] {
+        spread((n + ROWS - 1) / ROWS, threads,
+               [&](size_t i, size_t) { build.normal_log_prob(c, i * ROWS, std::min(n, (i + 1) * ROWS)); });
+    });
 }
 
 PyObject *normal_moments(PyObject *, PyObject *args) {
@@ -639,21 +648,20 @@ PyObject *normal_moments(PyObject *, PyObject *args) {
         if (!take(outs[i], "out", 'd', {(Py_ssize_t)c.K, (Py_ssize_t)c.D}, true, out[i])) return nullptr;
     in.c.weights = weights.numbers();
     const size_t n = size_t(in.x.view.shape[0]), size = c.D * c.padded, tasks = (n + ROWS - 1) / ROWS;
-    Py_BEGIN_ALLOW_THREADS;
-    std::vector<std::vector<double>> sums(tasks);
-    spread(tasks, threads, [&](size_t i, size_t) {
-        sums[i].assign(3 * size, 0.0);
-        build.normal_moments(c, i * ROWS, std::min(n, (i + 1) * ROWS), sums[i].data());
+    return unlocked([&] {
+        std::vector<std::vector<double>> sums(tasks);
+        spread(tasks, threads, [&](size_t i, size_t) {
+            sums[i].assign(3 * size, 0.0);
+            build.normal_moments(c, i * ROWS, std::min(n, (i + 1) * ROWS), sums[i].data());
+        });
+        for (size_t part = 0; part < 3; ++part)
+            for (size_t k = 0; k < c.K; ++k)
+                for (size_t d = 0; d < c.D; ++d) {
+                    double total = 0;
+                    for (size_t i = 0; i < tasks; ++i) total += sums[i][part * size + d * c.padded + k];
+                    out[part].numbers()[k * c.D + d] = total;
+                }
     });
-    for (int part = 0; part < 3; ++part)
-        for (size_t k = 0; k < c.K; ++k)
-            for (size_t d = 0; d < c.D; ++d) {
-                double total = 0;
-                for (size_t i = 0; i < tasks; ++i) total += sums[i][size_t(part) * size + d * c.padded + k];
-                out[part].numbers()[k * c.D + d] = total;
-            }
-    Py_END_ALLOW_THREADS;
-    Py_RETURN_NONE;
 }
 
 PyObject *isa(PyObject *, PyObject *) { return PyUnicode_FromString(build.name); }

@@ -1,8 +1,8 @@
 """What numbers are about, so that only like is compared with like."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,7 +43,10 @@ class Fingerprint:
     """
 
     keys: np.ndarray
-    content: Any = _Deferred()
+    if TYPE_CHECKING:
+        content: Any
+    else:
+        content: Any = _Deferred()
     dims: np.ndarray
     event: str
     measure: str

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Self
 
 import numpy as np
 import pyro.distributions as dist
@@ -72,6 +73,20 @@ class Markov(Transitions):
         self.register_buffer("mask", self._checked_mask(), persistent=False)
         self.initial_logits = nn.Parameter(self._first_logits(), requires_grad=self.initial == "free")
         self.logits = nn.Parameter(torch.zeros(states, states, dtype=torch.float64))
+
+    def with_states(self, states: int) -> Self:
+        """As of Transitions.
+
+        Raises:
+            ParameterError: ``initial`` or ``allowed`` of another number of states.
+        """
+        made = super().with_states(states)
+        if states == 1:  # the constructor takes 1 for "not yet known"
+            if not isinstance(self.initial, str):
+                normalised(self.initial, 1, "initial")
+            if self.allowed not in (None, ((True,),)):
+                raise ParameterError(f"allowed={self.allowed} for 1 state", "((True,),), or None")
+        return made
 
     def _checked_mask(self) -> Tensor:
         k = self.states

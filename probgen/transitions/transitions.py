@@ -1,6 +1,7 @@
 """What every kind of transitions is, and the row-wise maximisation that they share."""
 
 import abc
+from collections.abc import Callable
 from typing import Any, Self
 
 import pyro.distributions as dist
@@ -27,6 +28,7 @@ class Transitions(nn.Module, abc.ABC):
 
     states: int
     covariates: int = 0
+    __call__: Callable[..., tuple[Tensor, Tensor]]
 
     def with_states(self, states: int) -> Self:
         """The same kind of transitions between K states, with parameters still to be set."""
@@ -89,6 +91,15 @@ class Transitions(nn.Module, abc.ABC):
     def labels(self) -> list[str]:
         """Names of the emission states."""
         return [str(k) for k in range(self.states)]
+
+    def visits(self, most: int) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """What the best path of the states that emit is found by, where it is many paths of the chain; else None.
+
+        Returns:
+            log p(first state), (K,); log p(next state | state left), (K, K); of a visit of a = 1..most steps
+            log p(d = a) and log p(d >= a), log-concave in a, each (K, most).
+        """
+        return None
 
     def forward(self, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """log_initial and log_matrix."""

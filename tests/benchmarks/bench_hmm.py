@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from hmmlearn.hmm import GaussianHMM
 
-from probgen import HMM, emissions, kernels
-from probgen.events import Series
+from probgen import chains, kernels
 from probgen.foreign import wrap
 from probgen.models.hmm.learning import Data, _expect, _maximise
 
@@ -45,10 +44,16 @@ def workloads(theirs):
     return {"long": (x, np.array([len(x)])), "ragged": (ragged, lengths)}
 
 
-def timed(run):
+def timed(run, times):
+    """CPU milliseconds of a call, the mean of several in a row."""
     began = time.process_time()
-    answer = run()
-    return (time.process_time() - began) * 1e3, answer
+    for _ in range(times):
+        run()
+    return (time.process_time() - began) * 1e3 / times
+
+
+def joined(answer):
+    return np.concatenate(answer) if isinstance(answer, list) else np.asarray(answer)
 
 
 def em_step(theirs, x, lengths):
@@ -91,11 +96,11 @@ def tasks(theirs, ours, x, lengths):
         ),
         "posteriors": (
             lambda: theirs.predict_proba(x, lengths),
-            lambda: np.concatenate(ours.posterior((x, lengths)).marginals),
+            lambda: ours.posterior((x, lengths)).marginals,
         ),
         "Viterbi": (
             lambda: theirs.decode(x, lengths)[1],
-            lambda: np.concatenate(ours.decode((x, lengths))),
+            lambda: ours.decode((x, lengths)),
         ),
         "EM iteration": (em_step(theirs, x, lengths), our_step),
     }
@@ -107,8 +112,6 @@ def gradient(ours, x, lengths):
     def run():
         ours.zero_grad()
         checked = ours.event.check((x, lengths)).x
-        from probgen import chains
-
         chains.log_likelihood(ours._chain(checked, None)).sum().backward()
         return ours.emission.loc.grad.clone()
 
@@ -116,11 +119,11 @@ def gradient(ours, x, lengths):
 
 
 def ratio(name, states, theirs, ours, pairs, tolerance=1e-10):
-    a, b = theirs(), ours()  # warm up, and agree
-    scale = max(float(np.abs(a).max()), 1.0)
-    apart = float(np.abs(np.asarray(a) - np.asarray(b)).max()) / scale
+    a, b = joined(theirs()), joined(ours())  # warm up, and agree
+    apart = float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1.0)
     assert apart <= tolerance, (name, apart)
-    times = [(timed(theirs)[0], timed(ours)[0]) for _ in range(pairs)]
+    repeats = [max(1, int(20 / max(timed(run, 1), 0.1))) for run in (theirs, ours)]  # about 20 ms a measurement
+    times = [(timed(theirs, repeats[0]), timed(ours, repeats[1])) for _ in range(pairs)]
     middle = statistics.median(t / o for t, o in times)
     t, o = (statistics.median(column) for column in zip(*times, strict=True))
     print(f"{name:46} K={states:<3} {t:9.2f} {o:9.2f} {middle:8.1f} x   (apart {apart:.1e})", flush=True)
@@ -150,8 +153,20 @@ def main(pairs=5, states="4,16,64", threads=1):
             for name, (theirs, mine) in pair.items():
                 ratio(f"{kind}, {name}", k, theirs, mine, pairs)
             ratio(f"{kind}, log-likelihood, hmmlearn's default", k, *slow["log-likelihood"], pairs)
-            ratio(f"{kind}, log-likelihood, torch", k, pair["log-likelihood"][0], without_kernel(pair["log-likelihood"][1]), pairs)
-            ratio(f"{kind}, EM iteration, torch", k, pair["EM iteration"][0], without_kernel(pair["EM iteration"][1]), pairs)
+            ratio(
+                f"{kind}, log-likelihood, torch",
+                k,
+                pair["log-likelihood"][0],
+                without_kernel(pair["log-likelihood"][1]),
+                pairs,
+            )
+            ratio(
+                f"{kind}, EM iteration, torch",
+                k,
+                pair["EM iteration"][0],
+                without_kernel(pair["EM iteration"][1]),
+                pairs,
+            )
             if kind == "ragged":
                 run = gradient(ours, x, lengths)
                 ratio(f"{kind}, gradient, autograd of the recursion", k, without_kernel(run), run, pairs, 1e-9)

@@ -58,7 +58,7 @@ class Forecast:
     def log_prob_steps(self, x: Any) -> np.ndarray:
         """log p(x_{T+s} | x_1, ..., x_T) of each step apart, none seen before the next, in nats, shape (n, h)."""
         self._plain("Steps apart")
-        potentials = self._chain(self._check(x).x).potentials.reshape(self.log_state.shape)
+        potentials = self._chain(self._check(x).x).table.reshape(self.log_state.shape)
         return (potentials + self.log_state).logsumexp(2).numpy()
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probgen import chains, emissions
 from probgen.errors import DataError, ParameterError, ShapeError, StructureError
@@ -33,7 +33,7 @@ class HMM(GenerativeModel):
         emission: p(x_t | z_t), from ``probgen.emissions``; None takes the one that suits the event.
         transitions: p(z_t | z_{t-1}) and p(z_1), from ``probgen.transitions``: Markov (free, with structural zeros,
             sticky, stationary), InputDriven, Durations, Factorial; None takes Markov().
-        tie: The emission that each state uses, K numbers from 0; states with equal numbers share one. None: each its own.
+        tie: The emission that each state uses, K numbers from 0; equal numbers share one. None: each its own.
         context: Series of the inputs of each step, for transitions or emissions that take them.
 
     The first observation is emitted by the initial state: there is no transition before it (as in Rabiner 1989 and
@@ -41,6 +41,11 @@ class HMM(GenerativeModel):
     """
 
     missing_cells = True
+    event: Series | Panel
+    context: Series | None
+    emission: emissions.Emission
+    transitions: Transitions
+    _uses: Tensor
 
     def __init__(
         self,
@@ -58,16 +63,20 @@ class HMM(GenerativeModel):
         super().__init__(_event_of(emission) if event is None else event)
         self.states, self.context = states, context
         self.tie = None if tie is None else _checked_tie(tie, states)
-        chosen = emissions.for_event(self.event.step) if emission is None else emission  # type: ignore[attr-defined]
-        width = max(math.prod(self.event.shape), 1)  # type: ignore[attr-defined]
+        chosen = emissions.for_event(self.event.step) if emission is None else emission
+        width = max(math.prod(self.event.shape), 1)
         if not isinstance(chosen, emissions.Emission) or chosen.width != width:
-            raise StructureError(f"emission={chosen!r}", f"an emission over {width} cells", "probgen.emissions.for_event")
+            raise StructureError(
+                f"emission={chosen!r}", f"an emission over {width} cells", "probgen.emissions.for_event"
+            )
         _refuse_support(self.event, chosen)
         self.emission = chosen.with_states(states if self.tie is None else max(self.tie) + 1)
         moves = Markov() if transitions is None else transitions
         if not isinstance(moves, Transitions):
             raise StructureError(f"transitions={transitions!r}", "a part of probgen.transitions", "Markov(), say")
         self.transitions = moves.with_states(states)
+        if self.transitions.states != states:
+            raise StructureError(f"states={states} with {moves!r}", f"states={self.transitions.states}, those it has")
         self.register_buffer("_uses", self._uses_of(), persistent=False)
         self._check_inputs()
         self.n_rows = 0
@@ -133,13 +142,15 @@ class HMM(GenerativeModel):
     def distribution(self, duration: int, given: Any = None) -> program.OfModel:
         """This model as one site of a larger Pyro program: a distribution over one sequence of ``duration`` steps.
 
-        Event shape (duration, width); gradients reach the model's parameters.
+        Event shape (duration, width), categories as codes, NaN where missing; gradients reach the model's parameters.
+        ``log_prob`` raises ShapeError for another shape and SupportError for a value that no step can have.
         """
         if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1:
             raise ParameterError(f"duration={duration!r}", "a whole number of steps, at least 1")
         inputs = self._check_given(given, None)
         if inputs is not None and inputs.lengths.tolist() != [duration]:
             raise ShapeError(f"given= of lengths {inputs.lengths.tolist()[:8]}", f"one sequence of {duration} steps")
+        self._refuse_nan()
         return program.OfModel(self, duration, None if inputs is None else inputs.values.reshape(duration, -1))
 
     def _fit(
@@ -160,9 +171,11 @@ class HMM(GenerativeModel):
         """Maximises the penalised log-likelihood; the best of several starts is kept, the spread of optima reported.
 
         ``method``: "em", monotone or it raises, or "gradient", quasi-Newton on the exact likelihood.
-        ``tol``: gain in nats a step below which an iteration counts as converged.
+        ``max_iter``: iterations of EM or of quasi-Newton, the ``steps`` of the report.
+        ``tol``: gain in nats a step below which an iteration of EM, or five of quasi-Newton, count as converged.
         ``start``: "random", or "current" to go on from the parameters as they are (one run).
-        ``labels``: states that are known, a list of one array a sequence, -1 where unknown (semi-supervised).
+        ``labels``: states that are known, a list of one array a sequence, -1 where unknown (semi-supervised). The
+        objective is then of data and labels; ``log_likelihood``, aic and bic stay those of the data.
         ``budget``: seconds, turned once into a number of restarts and iterations, which the report records.
         """
         plan = learning.Plan(method, restarts, max_iter, tol, start, budget, progress)
@@ -230,7 +243,9 @@ class HMM(GenerativeModel):
     def _refuse_nan(self) -> None:
         for name, p in self.named_parameters():
             if bool(p.isnan().any()):
-                raise ParameterError(f"{name} holds NaN", "numbers", "Fit the model again, or load it where it was whole")
+                raise ParameterError(
+                    f"{name} holds NaN", "numbers", "Fit the model again, or load it where it was whole"
+                )
 
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
         by = f"{self.transitions.size} states summed"
@@ -240,9 +255,7 @@ class HMM(GenerativeModel):
         nats = chains.filter(self._chain(x, given)).nats
         return LogProb(Kind.EXACT, nats, by=f"{self.transitions.size} states summed")
 
-    def _sample(
-        self, n: int, given: Ragged | None, *, generator: torch.Generator, length: int = 20
-    ) -> Ragged:
+    def _sample(self, n: int, given: Ragged | None, *, generator: torch.Generator, length: int = 20) -> Ragged:
         """``length``: steps of each sequence; with inputs, theirs."""
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ParameterError(f"length={length!r}", "a whole number of steps, at least 1")
@@ -271,8 +284,9 @@ class HMM(GenerativeModel):
         """States, an int array (T,) a sequence.
 
         Arguments:
-            method: "viterbi", the most probable path (Viterbi 1967), or "marginal", at each step the most probable state,
-                which makes the fewest expected mistakes but may be an impossible path.
+            method: "viterbi", the most probable path of the states (Viterbi 1967; with durations too, the last visit
+                unfinished), or "marginal", at each step the most probable state, which makes the fewest expected
+                mistakes but may be an impossible path.
 
         Raises:
             ZeroEvidenceError: as of ``posterior``.
@@ -297,7 +311,7 @@ class HMM(GenerativeModel):
         """Standard errors of the interpretable parameters at the fitted optimum, from the observed information.
 
         Raises:
-            ParameterError: the fit is no interior optimum: a probability near 0 or 1, a variance at its floor, a gradient.
+            ParameterError: the fit is no interior optimum: a probability near 0 or 1, a variance at its floor, a slope.
         """
         return uncertainty.standard_errors(self, *self._asked(x, given))
 
@@ -327,7 +341,7 @@ class HMM(GenerativeModel):
         return 2 * self.n_params - 2 * self.log_likelihood
 
     def bic(self) -> float:
-        """Schwarz's criterion of the fit, in nats: n_params log(steps) - 2 log-likelihood; lower is better."""
+        """Schwarz's criterion, in nats: n_params log(steps with a cell seen) - 2 log-likelihood; lower is better."""
         self._check_fitted()
         return self.n_params * math.log(self.n_rows) - 2 * self.log_likelihood
 
@@ -395,7 +409,7 @@ def _refuse_gaps(checked: Any) -> None:
 
 
 def lagged(cells: Tensor, lengths: Tensor, lags: int) -> Tensor:
-    """The ``lags`` earlier rows of each row, latest first, NaN before a sequence's start: shape (total, lags * width)."""
+    """The ``lags`` earlier rows of each row, latest first, NaN before a start: shape (total, lags * width)."""
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     within = torch.arange(len(cells)) - starts
     columns = []

@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from probgen.models.hmm.hmm import HMM
 
 Statistics = dict[str, Tensor]
+
+_EMPTY = 1e-8  # expected steps below which a state has no data
+_PATIENCE = 5  # quasi-Newton iterations that may together gain next to nothing: a single one often does
 
 
 class WorseThanIndependent(UserWarning):
@@ -103,11 +106,12 @@ def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitRe
         raise
     best = max(runs, key=lambda run: run.history[-1])
     hmm.load_state_dict(best.state)
-    hmm.n_rows = len(data)
+    hmm.n_rows = int((~data.rows[:, : hmm.emission.width].isnan()).any(1).sum())
     with torch.no_grad():
-        hmm.log_likelihood = best.history[-1] * len(data) - float(_penalty(hmm))
+        hmm.log_likelihood = _nats(hmm, data, best)
         _warn_if_worse(hmm, data)
     notes += [f"states without data: {best.empty}"] * bool(best.empty)
+    notes += ["objective: of the data with their labels; log_likelihood: of the data"] * (data.allowed is not None)
     optima = tuple(sorted((run.history[-1] for run in runs), reverse=True))
     return FitReport(
         tuple(best.history),
@@ -119,9 +123,14 @@ def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitRe
     )
 
 
-def _runs(
-    hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int, max_iter: int
-) -> list[Run]:
+def _nats(hmm: "HMM", data: Data, best: Run) -> float:
+    """log p(x) of the fit, which scores no labels."""
+    if data.allowed is None:
+        return best.history[-1] * len(data) - float(_penalty(hmm))
+    return float(chains.log_likelihood(_chain(hmm, replace(data, allowed=None))).sum())
+
+
+def _runs(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int, max_iter: int) -> list[Run]:
     runs: list[Run] = []
     failures: list[FitError] = []
     climb = _climb if plan.method == "em" else _descend
@@ -205,8 +214,7 @@ def _statistics(hmm: "HMM", data: Data, shares: Tensor) -> Statistics:
 
 
 def _chain(hmm: "HMM", data: Data) -> chains.Chain:
-    labelled = data.allowed is not None
-    source = hmm._potentials(data.rows) + data.allowed if labelled else hmm._source(data.rows)
+    source = hmm._source(data.rows) if data.allowed is None else hmm._potentials(data.rows) + data.allowed
     return chains.Chain(*hmm.transitions(data.inputs), source, data.lengths)
 
 
@@ -222,9 +230,17 @@ def _maximise(hmm: "HMM", data: Data, found: chains.Expected) -> list[int]:
         shares = _by_emission(hmm, found.moments, 1)
         without = hmm.emission.maximise(dict(zip(("n", "first", "second"), shares, strict=True)))
     else:
-        without = hmm.emission.maximise(_statistics(hmm, data, _by_emission(hmm, found.marginals, 1)))
+        without = hmm.emission.maximise(_statistics(hmm, data, _by_emission(hmm, torch.as_tensor(found.marginals), 1)))
     hmm.transitions.maximise(found.initial.sum(0), found.transitions, data.inputs)
-    return [k for k in range(hmm.states) if (k if hmm.tie is None else hmm.tie[k]) in without]
+    visits = _visits(hmm, found)
+    return [k for k in range(hmm.states) if visits[k] <= _EMPTY or (k if hmm.tie is None else hmm.tie[k]) in without]
+
+
+def _visits(hmm: "HMM", found: chains.Expected) -> Tensor:
+    """Expected steps in each state that a user counts, shape (K,)."""
+    size = hmm.transitions.size
+    steps = found.initial.sum(0) + found.transitions.reshape(-1, size).sum(0)
+    return torch.zeros(hmm.states, dtype=steps.dtype).index_add_(0, hmm.transitions.emitting(), steps)
 
 
 def _by_emission(hmm: "HMM", table: Tensor, dim: int) -> Tensor:
@@ -271,22 +287,15 @@ def _finite(objective: float, step: int) -> None:
 
 def _descend(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -> Run:
     """Quasi-Newton on the exact penalised log-likelihood, with the recursion's own gradient."""
-    moving = [p for p in hmm.parameters() if p.requires_grad]
+    loss = _Loss(hmm, data)
     search = torch.optim.LBFGS(
-        moving, max_iter=10, history_size=20, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
-
-    def loss() -> Tensor:
-        search.zero_grad()
-        with torch.enable_grad():
-            value = -(chains.log_likelihood(_chain(hmm, data)).sum() + _penalty(hmm)) / len(data)
-            value.backward()
-        return value.detach()
-
+        loss.moving, max_iter=1, max_eval=26, history_size=20, tolerance_grad=1e-12, tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
     history = [-float(loss())]
     _finite(history[0], 0)
     stopped = "steps"
-    for step in range(1, math.ceil(max_iter / 10) + 1):
+    for _ in range(max_iter):
         before = _state(hmm)
         search.step(loss)  # type: ignore[arg-type]
         objective = -float(loss())
@@ -295,12 +304,35 @@ def _descend(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -
             stopped = "converged"
             break
         history.append(objective)
-        bar.advance(10, f"{objective:.4f} nats/step")
-        if objective - history[-2] < tol:
+        bar.advance(1, f"{objective:.4f} nats/step")
+        if len(history) > _PATIENCE and objective - history[-1 - _PATIENCE] < tol:
             stopped = "converged"
             break
-    search.zero_grad()
+    for p in loss.moving:
+        p.grad = None
     return Run(history, stopped, [], _state(hmm))
+
+
+class _Loss:
+    """Minus the penalised log-likelihood in nats a step, with its gradient; the last point is not computed again."""
+
+    def __init__(self, hmm: "HMM", data: Data) -> None:
+        self.hmm, self.data = hmm, data
+        self.moving = [p for p in hmm.parameters() if p.requires_grad]
+        self.point: list[Tensor] = []
+        self.value = torch.empty(0)
+
+    def __call__(self) -> Tensor:
+        if self.point and all(map(torch.equal, self.point, self.moving)):
+            return self.value
+        for p in self.moving:
+            p.grad = None
+        with torch.enable_grad():
+            nats = chains.log_likelihood(_chain(self.hmm, self.data)).sum() + _penalty(self.hmm)
+            value = -nats / len(self.data)
+            value.backward()
+        self.point, self.value = [p.detach().clone() for p in self.moving], value.detach()
+        return self.value
 
 
 def _warn_if_worse(hmm: "HMM", data: Data) -> None:

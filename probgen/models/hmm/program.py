@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from probgen import chains
-from probgen.errors import DataError, ShapeError
-from probgen.events import Ragged
+from probgen.errors import DataError, ParameterError, ShapeError, SupportError
+from probgen.events import Array, Category, Column, Event, Panel, Ragged, Table
 from probgen.models.hmm.queries import simulate
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def model(hmm: "HMM", x: Ragged | None, given: Ragged | None, n: int, length: in
         inputs = _padded(given.values.reshape(int(lengths.sum()), -1), lengths, alive, 0.0)
     initial = hmm.transitions.log_initial()
     state: Any = None
-    steps = []
+    steps: list[Tensor] = []
     with pyro.plate("sequences", n):
         for t in pyro.markov(range(most)):
-            with poutine.mask(mask=alive[:, t]):
+            with poutine.mask(mask=alive[:, t]):  # type: ignore[call-overload]
                 logits = initial if state is None else _moves(hmm, state, inputs, t)
                 state = pyro.sample(f"z_{t}", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
                 seen = None if cells is None else cells[:, t]
@@ -70,7 +70,7 @@ def _padded(values: Tensor, lengths: Tensor, alive: Tensor, filler: float) -> Te
 
 
 def bayes_model(hmm: "HMM", x: Ragged, given: Ragged | None) -> None:
-    parts = {"emission": hmm.emission, "transitions": hmm.transitions}
+    parts: dict[str, Any] = {"emission": hmm.emission, "transitions": hmm.transitions}
     drawn = {
         part: {name: pyro.sample(f"{part}.{name}", prior) for name, prior in module.priors().items()}
         for part, module in parts.items()
@@ -122,7 +122,23 @@ class _Sequence(dist.TorchDistribution):
         """n sequences, shape (n, *event_shape)."""
         raise NotImplementedError
 
+    def _possible(self, value: Tensor) -> Tensor:
+        """Which steps some state can emit, shape (..., T)."""
+        raise NotImplementedError
+
+    def _refuse(self, value: Tensor) -> None:
+        rank = len(self.event_shape)
+        if value.ndim < rank or value.shape[value.ndim - rank :] != self.event_shape:
+            raise ShapeError(
+                f"A value of shape {tuple(value.shape)}", f"(..., {', '.join(map(str, self.event_shape))})"
+            )
+        bad = ~self._possible(value.detach())
+        if bool(bad.any()):
+            place = tuple(bad.nonzero()[0].tolist())
+            raise SupportError(f"Step {place[-1]} holds {value[place].tolist()}", f"values of {self.support}")
+
     def log_prob(self, value: Tensor) -> Tensor:
+        self._refuse(value)
         batch = value.shape[: value.ndim - len(self.event_shape)]
         flat = value.reshape(-1, *self.event_shape)
         n = len(flat)
@@ -154,28 +170,37 @@ class HiddenMarkov(_Sequence):
     Event shape (T, *observation.event_shape). ``log_prob`` is differentiable in all three, by the expected counts.
 
     Raises:
-        ShapeError: shapes that do not fit together.
+        ShapeError: shapes that do not fit together, at the start or of a value.
+        ParameterError: logits that are NaN or infinite, or a row of -inf alone.
+        SupportError: in ``log_prob``, a value that no state can emit, NaN among them.
     """
 
-    def __init__(
-        self, initial: Tensor, transition: Tensor, observation: dist.TorchDistribution, duration: int
-    ) -> None:
-        size = initial.shape[-1]
+    def __init__(self, initial: Tensor, transition: Tensor, observation: dist.TorchDistribution, duration: int) -> None:
+        size = initial.shape[-1] if initial.ndim else 0
         steps = transition.shape[:-2]
-        fits = transition.shape[-2:] == (size, size) and steps in ((), (duration,)) and duration >= 1
+        whole = isinstance(duration, int) and not isinstance(duration, bool) and duration >= 1
+        fits = whole and initial.ndim == 1 and transition.shape[-2:] == (size, size) and steps in ((), (duration,))
         if not fits or observation.batch_shape not in ((size,), (duration, size)):
             raise ShapeError(
                 f"initial {tuple(initial.shape)}, transition {tuple(transition.shape)}, observation with batch "
                 f"{tuple(observation.batch_shape)}, duration={duration}",
                 "(S,), (S, S) or (T, S, S), batch (S,) or (T, S), and at least one step",
             )
+        _refuse_rows(initial, "initial")
+        _refuse_rows(transition, "transition")
         self.initial, self.transition = (initial.log_softmax(-1), transition.log_softmax(-1))
-        self.observation, self.duration = observation, duration
+        self.observation: Any = observation
+        self.duration = duration
         super().__init__(torch.Size(), torch.Size([duration, *observation.event_shape]), validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:
         return constraints.independent(self.observation.support, 1)
+
+    def _possible(self, value: Tensor) -> Tensor:
+        before = value.unsqueeze(-1 - len(self.observation.event_shape))
+        inside = self.observation.support.check(before)
+        return inside.expand(*value.shape[: value.ndim - len(self.observation.event_shape)], -1).any(-1)
 
     def _potentials(self, value: Tensor) -> Tensor:
         before = value.unsqueeze(-1 - len(self.observation.event_shape))  # a place for the states
@@ -194,6 +219,43 @@ class HiddenMarkov(_Sequence):
         return torch.stack(steps, 1)
 
 
+def _refuse_rows(logits: Tensor, name: str) -> None:
+    bad = logits.isnan().any() | torch.isposinf(logits).any() | torch.isneginf(logits).all(-1).any()
+    if bool(bad):
+        raise ParameterError(
+            f"{name} with NaN, inf, or a row of -inf alone",
+            "logits with a finite one in each row",
+            "-inf forbids a move",
+        )
+
+
+def _support_of(event: Event) -> constraints.Constraint:
+    """What one step may be, cell by cell: event shape (width,)."""
+    step = event.step  # type: ignore[attr-defined]
+    if isinstance(event, Panel):
+        cells = [_column_support(step, column) for column in step.columns.values()]
+    else:
+        cells = [_cell_support(step, i) for i in range(max(step.dims, 1))]
+    same = all(cell is cells[0] for cell in cells)
+    return constraints.independent(cells[0] if same else constraints.cat(cells, -1), 1)
+
+
+def _column_support(step: Table, column: Column) -> constraints.Constraint:
+    if isinstance(column, Category):
+        return constraints.integer_interval(0, len(column.levels) - 1)
+    return _cell_support(step.cell_event(column), 0)
+
+
+def _cell_support(step: Array, i: int) -> constraints.Constraint:
+    if step.levels is not None:
+        return constraints.integer_interval(0, int(step.cell_levels[i]) - 1)
+    named = {
+        "real": constraints.real, "positive": constraints.positive, "unit": constraints.unit_interval,
+        "count": constraints.nonnegative_integer,
+    }  # fmt: skip
+    return named[step.support]
+
+
 class OfModel(_Sequence):
     """A model's own distribution over one sequence, reading its parameters in place; event shape (T, width)."""
 
@@ -201,9 +263,18 @@ class OfModel(_Sequence):
         self.hmm, self.duration, self.inputs = hmm, duration, inputs
         given = None if inputs is None else Ragged(inputs, torch.tensor([len(inputs)]))
         self.initial, self.transition = hmm.transitions(hmm._inputs(given))
+        self._step = _support_of(hmm.event)
         super().__init__(torch.Size(), torch.Size([duration, hmm.emission.width]), validate_args=False)
 
-    support = constraints.real_vector
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.independent(self._step, 1)
+
+    def _possible(self, value: Tensor) -> Tensor:
+        seen = ~value.isnan()
+        filled = torch.where(seen, value, self.hmm.emission.filler)
+        whole = ~value.isinf().any(-1) & (seen.all(-1) | self.hmm.event.missing)  # type: ignore[attr-defined]
+        return self._step.check(filled) & whole
 
     def _potentials(self, value: Tensor) -> Tensor:
         n = len(value)

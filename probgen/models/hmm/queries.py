@@ -12,6 +12,7 @@ from torch import Tensor
 from probgen import chains, kernels
 from probgen.errors import ParameterError, ShapeError, ZeroEvidenceError
 from probgen.events import Ragged
+from probgen.transitions.visits import best_visits
 
 if TYPE_CHECKING:
     from probgen.models.hmm.hmm import HMM
@@ -33,7 +34,8 @@ class StatePosterior:
 
 
 def _split(values: Tensor, lengths: Tensor) -> list[np.ndarray]:
-    return [part.numpy() for part in values.split(lengths.tolist())]
+    array, ends = values.numpy(), lengths.cumsum(0).tolist()
+    return [array[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _regimes(hmm: "HMM", table: Tensor) -> Tensor:
@@ -110,8 +112,10 @@ def _possible(hmm: "HMM", chain: chains.Chain) -> None:
 @torch.no_grad()
 def filtered(hmm: "HMM", x: Ragged, given: Ragged | None) -> list[np.ndarray]:
     chain = hmm._chain(x, given)
-    _possible(hmm, chain)
-    return _split(_regimes(hmm, chains.filter(chain).probabilities), x.lengths)
+    found = chains.filter(chain)
+    if bool(torch.isneginf(found.nats).any()):
+        _possible(hmm, chain)
+    return _split(_regimes(hmm, found.probabilities), x.lengths)
 
 
 @torch.no_grad()
@@ -129,8 +133,9 @@ def predicted(hmm: "HMM", x: Ragged, given: Ragged | None) -> list[np.ndarray]:
 @torch.no_grad()
 def posterior(hmm: "HMM", x: Ragged, given: Ragged | None, pairs: bool) -> StatePosterior:
     chain = hmm._chain(x, given)
-    _possible(hmm, chain)
     found = chains.posterior(chain, pairs=pairs)
+    if bool(torch.isneginf(found.nats).any()):
+        _possible(hmm, chain)
     marginals = _split(_regimes(hmm, found.marginals), x.lengths)
     both = None
     if pairs:
@@ -142,12 +147,27 @@ def posterior(hmm: "HMM", x: Ragged, given: Ragged | None, pairs: bool) -> State
 @torch.no_grad()
 def decode(hmm: "HMM", x: Ragged, given: Ragged | None, method: str) -> list[np.ndarray]:
     chain = hmm._chain(x, given)
-    _possible(hmm, chain)
     if method == "viterbi":
-        path = hmm.transitions.emitting()[chains.viterbi(chain)[0]]
+        path, nats = _viterbi(hmm, chain)
     else:
-        path = _regimes(hmm, chains.posterior(chain).marginals).argmax(1)
+        found = chains.posterior(chain)
+        path, nats = _regimes(hmm, found.marginals).argmax(1), found.nats
+    if bool(torch.isneginf(nats).any()):
+        _possible(hmm, chain)
     return _split(path, x.lengths)
+
+
+def _viterbi(hmm: "HMM", chain: chains.Chain) -> tuple[Tensor, Tensor]:
+    """The most probable path of the states that a user counts, (total,), and its log-probability, (n,)."""
+    moves = hmm.transitions
+    visits = moves.visits(int(chain.lengths.max()))
+    if visits is None:
+        path, nats = chains.viterbi(chain)
+        return moves.emitting()[path], nats
+    entries = torch.arange(hmm.states) * (moves.size // hmm.states)
+    parts = (*visits, chain.table[:, entries], chain.lengths)
+    path, nats = (torch.as_tensor(part) for part in best_visits(*(part.numpy() for part in parts)))
+    return path, nats
 
 
 def seeded(seed: int | None) -> torch.Generator:

@@ -23,7 +23,8 @@ _GRADIENT = 1e-3  # in units of a standard error: how far from the optimum the f
 def standard_errors(hmm: "HMM", x: Ragged, given: Ragged | None) -> dict[str, np.ndarray]:
     """The inverse of the negative Hessian of the log-likelihood (not penalised), carried to interpretable parameters
     by the delta method. The Hessian's columns are central differences of the exact gradient. A free start of few
-    sequences always lies at the edge of its simplex: it is held fixed, and its errors are NaN."""
+    sequences always lies at the edge of its simplex, and the start of an autoregression is penalised: where so they
+    are held fixed, and their errors are NaN."""
     _refuse_boundary(hmm)
     _refuse_floor(hmm.emission)
     names = [name for name, p in hmm.named_parameters() if p.requires_grad and _free(name, hmm)]
@@ -55,10 +56,14 @@ def standard_errors(hmm: "HMM", x: Ragged, given: Ragged | None) -> dict[str, np
     if any(name.startswith("transitions.initial_logits") for name in names):
         start = hmm.transitions.natural()["initial"].detach().numpy()
         found["initial"] = np.where((start < _EDGE) | (start > 1 - _EDGE), np.nan, found["initial"])
+    if hmm.emission.lags:
+        found |= {name: np.full_like(errors, np.nan) for name, errors in found.items() if name.startswith("start_")}
     return found
 
 
 def _free(name: str, hmm: "HMM") -> bool:
+    if hmm.emission.lags and name.startswith("emission.start."):
+        return False
     return hmm.states > 1 or not name.startswith("transitions.")
 
 
@@ -178,7 +183,9 @@ def _delta(hmm: "HMM", raw: dict[str, Tensor], covariance: Tensor) -> dict[str, 
         mine = {n.partition(".")[2]: v for n, v in raw.items() if n.startswith(f"{part}.")}
         if not mine:
             continue
-        index = torch.cat([torch.arange(places[f"{part}.{n}"], places[f"{part}.{n}"] + v.numel()) for n, v in mine.items()])
+        index = torch.cat(
+            [torch.arange(places[f"{part}.{n}"], places[f"{part}.{n}"] + v.numel()) for n, v in mine.items()]
+        )
         block = covariance[index][:, index]
         for name in module.natural():
 
