@@ -485,16 +485,12 @@ def test_a_fit_of_sequences_is_told_in_nats_a_step_whatever_the_family_divides_b
     assert f"1 sequence of 107 steps, {each:.4f} nats/step" in done("score", "m", "earthquakes").stdout
 
 
-def test_a_step_share_is_of_the_sequences_only_where_the_objective_is_theirs():
-    """The planted bug: an objective a sequence that is taken for one a step."""
+def test_an_objective_is_told_a_step_of_sequences_and_a_row_of_others():
     cells = Series().check([np.zeros(3), np.zeros(5)]).x
-    report = FitReport((-9.0, -8.0), 1, "steps", 0.1)
-    by_sequence = SimpleNamespace(report=report, log_likelihood=-16.0)
-    by_step = SimpleNamespace(report=report, log_likelihood=-64.0)
-    told = outputs.told(by_sequence, cells)
-    assert told.startswith("objective -2.2500 -> -2.0000 nats/step, 1 iteration, their limit reached")
-    assert outputs.told(by_step, cells).startswith("objective -9.0000 -> -8.0000 nats/step")
-    assert outputs.told(by_step, np.zeros((8, 2))).startswith("objective -9.0000 -> -8.0000 nats/row")
+    fitted = SimpleNamespace(report=FitReport((-9.0, -8.0), 1, "steps", 0.1))
+    told = outputs.told(fitted, cells)
+    assert told.startswith("objective -9.0000 -> -8.0000 nats/step, 1 iteration, their limit reached")
+    assert outputs.told(fitted, np.zeros((8, 2))).startswith("objective -9.0000 -> -8.0000 nats/row")
 
 
 def test_several_sequences_are_scored_with_their_nats_a_step(saved):

@@ -331,6 +331,26 @@ def test_a_table_of_durations_is_the_law_of_run_lengths():
         assert t.mean_duration()[k].item() == pytest.approx(table @ [1, 2, 3, 4], rel=1e-12)
 
 
+def test_smoothing_spreads_visits_evenly_over_the_table():
+    """In hazards the penalty is that of a Dirichlet table; what nobody lasts for is learned from it alone."""
+    t = made("table")
+    table = t.natural()["duration"].detach().numpy()
+    assert t.penalty().item() == pytest.approx(0.5 / 4 * np.log(table).sum(), rel=1e-12)
+    t.maximise(*visits(t, [(0, 2), (1, 1), (0, 2), (1, 1), (2, 4)]))
+    unfinished = t.natural()["duration"].detach().numpy()[2]  # lasted 4 steps at least, where 4 are the most
+    np.testing.assert_allclose(unfinished, np.array([0.125, 0.125, 0.125, 1.125]) / 1.5, rtol=1e-12)
+    whole = t.natural()["duration"].detach().numpy()[0]
+    np.testing.assert_allclose(whole, np.array([0.125, 2.125, 0.125, 0.125]) / 2.5, rtol=1e-12)
+
+
+def test_an_unfinished_visit_counts_as_having_lasted():
+    """Kaplan and Meier (1958): the last visit tells of the ages that it reached, not of its end."""
+    t = tr.Durations("categorical", longest=4, states=2)
+    t.maximise(*visits(t, [(0, 1), (1, 2), (0, 3), (1, 2), (0, 3), (1, 2), (0, 2)]))
+    np.testing.assert_allclose(t.natural()["duration"].detach()[0], [1 / 4, 0, 3 / 4, 0], atol=1e-15)
+    assert t.natural()["duration"].detach()[1].tolist() == [0, 1, 0, 0]
+
+
 @pytest.mark.parametrize("kind", ["geometric", "phases", "table"])
 def test_a_visit_never_follows_itself(kind):
     t = made(kind)

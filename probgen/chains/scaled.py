@@ -2,9 +2,9 @@
 
 Each row of potentials is shifted by its maximum before exp, so that an outlier can't underflow. A state whose share of
 the mass underflows is lost: harmless where all moves mix, elsewhere for the caller to bound. Sequences are flagged
-where their first step or their messages lose what matters. One long sequence is cut into windows that run side by side, each
-begun early from an even guess; the guess counts as forgotten where neighbours agree in every state to 1e-13 of its
-share, else it is run whole.
+where their first step or their messages lose what matters. One long sequence is cut into windows that run side by
+side, each begun early from an even guess; the guess counts as forgotten where neighbours agree in every state to 1e-13
+of its share, else it is run whole.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """What the command line says and writes: lines, tables, and folders that appear whole or not at all."""
 
-import math
 import os
 import shutil
 import sys
@@ -69,19 +68,11 @@ def told(model: Any, cells: Any) -> str:
     """
     from probgen.events import Ragged
 
-    report, unit, factor = model.report, "row", 1.0
-    if isinstance(cells, Ragged):
-        unit, factor = "step", _step_share(model, cells)
-    gained = " -> ".join(f"{factor * report.objective[i]:.4f}" for i in (0, -1)) if report.objective else "-"
+    report, unit = model.report, "step" if isinstance(cells, Ragged) else "row"
+    gained = " -> ".join(f"{report.objective[i]:.4f}" for i in (0, -1)) if report.objective else "-"
     ended = "their limit reached" if report.stopped == "steps" else report.stopped
     done = f"{counted(report.steps, 'iteration')}, {ended}, {report.seconds:.1f} s"
     return f"objective {gained} nats/{unit}, {done}"
-
-
-def _step_share(model: Any, cells: Any) -> float:
-    """What an objective is multiplied by to be one a step: families divide by the steps, or by the sequences."""
-    total, by_sequence = getattr(model, "log_likelihood", math.nan), model.report.objective[-1:] or (math.nan,)
-    return len(cells) / len(cells.values) if math.isclose(by_sequence[0] * len(cells), total, rel_tol=1e-9) else 1.0
 
 
 def per_step(answer: Any, cells: Any) -> str:

@@ -15,5 +15,5 @@ try:
 except ImportError:
     logging.getLogger("probgen").warning(
         "probgen runs without its compiled kernels: hidden Markov models are about ten times slower. "
-        "To build them: have a C++ compiler and reinstall with pip install --force-reinstall --no-deps probgen"
+        "To build them, install probgen again where there is a C++ compiler"
     )

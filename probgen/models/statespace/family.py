@@ -363,7 +363,9 @@ class StateSpace(GenerativeModel):
             raise
         self.n_rows = max(int(seen.any(1).sum()), 1)
         self.log_likelihood = found.objective[-1] * len(x)
-        return replace(found, seconds=time.perf_counter() - began)
+        share = len(x) / len(values)  # the search counts in sequences, a report in steps
+        objective, optima = (tuple(share * value for value in each) for each in (found.objective, found.optima))
+        return replace(found, objective=objective, optima=optima, seconds=time.perf_counter() - began)
 
 
 def _is_covariance(matrix: Tensor) -> bool:

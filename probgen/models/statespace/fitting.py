@@ -126,7 +126,7 @@ def fit_matrices(
     with Progress("StateSpace", plan.restarts * plan.short + plan.max_iter, progress) as bar:
 
         def note(value: float) -> None:
-            bar.advance(1, f"{value:.4f} nats/row")
+            bar.advance(1, f"{value:.4f} nats/sequence")
 
         first, system, history, stopped, optima = _by_em(parts, data, plan, generator, note)
         parts.write(system)
