@@ -503,3 +503,19 @@ def test_missing_cells_where_the_event_has_none_are_named():
     x[4, 1] = np.nan
     with pytest.raises(DataError, match="row 4"):
         normals().fit(x, seed=0)
+
+
+def test_emissions_whose_statistics_do_not_add_up_see_all_rows_at_once():
+    rng = np.random.default_rng(5)
+    x = np.where(
+        rng.random(70_000) < 0.3, rng.negative_binomial(3, 0.5, 70_000), rng.negative_binomial(20, 0.2, 70_000)
+    )
+    event = Array((1,), support="count")
+    mixture = Mixture(event, 2, em.NegativeBinomial()).fit(x[:, None], seed=0, restarts=1, max_iter=40)
+    assert len(list(Mixture(event, 2, em.Poisson())._chunks(torch.zeros(300_000, 1)))) > 1  # it would see pieces
+    assert sorted(mixture.emission.mean()[:, 0].tolist()) == pytest.approx([3.0, 80.0], rel=0.05)
+
+
+def test_an_emission_that_needs_covariates_is_refused():
+    with pytest.raises(StructureError, match="no covariates"):
+        Mixture(Array((1,)), 2, em.LinearRegression(1, inputs=2))

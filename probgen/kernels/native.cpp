@@ -426,7 +426,10 @@ struct Shared {  // what every sweep reads
             tables[i] = 0.70710678118654752440 / scale.numbers()[i];
             tables[size + i] = -0.91893853320467274178 - std::log(scale.numbers()[i]);
         }
-        for (Py_ssize_t i = 0; i < total * D; ++i) p.gaps |= x.numbers()[i] != x.numbers()[i];
+        const double *cells = x.numbers();
+        long long gaps = 0;
+        for (Py_ssize_t i = 0; i < total * D; ++i) gaps += cells[i] != cells[i];
+        p.gaps = gaps > 0;
         p.D = size_t(D), p.x = x.numbers(), p.loc = loc.numbers(), p.inverse = tables.data(), p.constant = tables.data() + size;
         return true;
     }

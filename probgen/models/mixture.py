@@ -44,9 +44,9 @@ class Mixture(GenerativeModel):
         self.components = components
         chosen = emissions.for_event(event) if emission is None else emission
         width = max(math.prod(event.shape), 1)  # type: ignore[attr-defined]
-        if not isinstance(chosen, emissions.Emission) or chosen.width != width:
+        if not isinstance(chosen, emissions.Emission) or chosen.width != width or chosen.covariates:
             raise StructureError(
-                f"emission={chosen!r}", f"an emission over {width} cells", "probgen.emissions.for_event"
+                f"emission={chosen!r}", f"an emission over {width} cells, no covariates", "probgen.emissions.for_event"
             )
         self.emission = chosen.with_states(components)
         self.logits = nn.Parameter(torch.zeros(components, dtype=torch.float64))
@@ -83,7 +83,9 @@ class Mixture(GenerativeModel):
         return self.emission.log_prob(cells) + self.logits.log_softmax(0)
 
     def _chunks(self, cells: Tensor) -> Iterator[Tensor]:
-        """Rows in pieces whose work fits in the cache."""
+        """Rows in pieces whose work fits in the cache; whole where the emission's statistics don't add up."""
+        if not self.emission.additive:
+            return iter([cells])
         return iter(cells.split(max(256, (1 << 19) // (self.components * cells.shape[1]))))
 
     def _log_prob(self, x: Tensor, given: None, *, generator: torch.Generator) -> LogProb:
@@ -192,7 +194,7 @@ class Mixture(GenerativeModel):
         shares = emissions.start_responsibilities(self.emission.features(cells), self.components, generator)
         shares = 0.99 * shares + 0.01 / self.components
         self.emission.load_state_dict(
-            {**self.emission.with_states(self.components).state_dict(), **dict(self.emission.named_buffers())}
+            {**self.emission.with_states(self.components).state_dict(), **dict(self.emission.named_buffers(remove_duplicate=False))}
         )
         self._maximise(self._gather(cells, shares))
         self._maximise(self._gather(cells, shares))  # moments about the new means

@@ -105,7 +105,7 @@ class _Way:
                 self.before[t + 1] = gone.argmax(1)
             coming = gone.max(1)
             if count >= _MANY and t % 16 == 0:
-                kept = ~self._beaten(left, ages)
+                kept = ~self._beaten(left)
                 count = int(kept.sum())
                 room[:, :, :count], entered[:count] = self.values[:, :, kept], self.entered[kept]
 
@@ -119,15 +119,15 @@ class _Way:
         self.ends[over, 0] = self.entered[place % len(ages)]
         self.ends[over, 1] = place // len(ages)
 
-    def _beaten(self, left: Array, ages: Array) -> Array:
+    def _beaten(self, left: Array) -> Array:
         """Which entries no future can make the best, in any state of any sequence, shape (C,).
 
-        With a log-concave law an older visit loses ground to a younger one at every step: once it is no better both if
-        left now and if lasting, it stays so. A younger one that can't be left yet beats nobody.
+        With a log-concave law an older visit loses ground to a younger one at every step: once it is no better if both
+        are left now, it never will be, left later or lasting. A younger one that can't be left yet beats nobody.
         """
-        younger, lasting = _best_after(left), self.values + self.beyond[:, ages]
-        beaten = (left <= younger) & (younger > -np.inf) & (lasting <= _best_after(lasting))
-        return (beaten | np.isneginf(self.values)).all((0, 1))
+        younger = _best_after(left)
+        beaten = (left <= younger) & (younger > -np.inf)
+        return np.logical_and.reduce(beaten | np.isneginf(self.values), axis=(0, 1))
 
     def back(self, i: int) -> Array:
         """The path of one sequence."""
