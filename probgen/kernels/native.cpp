@@ -340,6 +340,7 @@ void sweep_all(const Problem &p, Way way, Sweep sweep, const long long *lengths,
         const long long stop = start + lengths[i];
         bool done = false, possible = true;
         long long warm = lengths[i] > LONG && !p.careful ? forgetting(p, way, i, start, stop) : 0;
+        if (way == Way::Best) warm *= 4;  // the way back merges later than the values settle
         for (; warm && possible && !done && warm * 8 <= lengths[i]; warm *= 4) {
             Plan plan;
             cut(plan, p, way, i, start, stop, warm);
