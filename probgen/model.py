@@ -40,8 +40,8 @@ class FitReport:
     """How a fit went.
 
     Arguments:
-        objective: The (penalised) objective at each evaluation, in nats a row (a step, of sequences), higher is better, on
-            held-out rows where some were kept; first and last tell what the fit gained.
+        objective: The (penalised) objective at each evaluation, in nats a row (a step, of sequences), higher is better,
+            on held-out rows where some were kept; first and last tell what the fit gained.
         steps: Iterations or gradient steps taken.
         stopped: "closed form", "converged", "steps", "early stopping", "interrupted" or "imported".
         seconds: Wall time.

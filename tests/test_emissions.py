@@ -553,19 +553,12 @@ def test_log_prob_is_the_pyro_sites_log_prob(name):
     agree(ours, pyro_log_prob(e, x, state))
 
 
-@pytest.mark.parametrize("name", [name for name in MADE if name not in CORRELATED])
-def test_the_pyro_site_masks_missing_cells(name):
+@every
+def test_the_pyro_site_integrates_missing_cells_out(name):
     e = MADE[name]()
     x, state = draws(e, 60)
     x = with_gaps(x)
     agree(e.log_prob(x)[torch.arange(60), state], pyro_log_prob(e, x, state))
-
-
-@pytest.mark.parametrize("name", sorted(CORRELATED))
-def test_correlated_cells_with_gaps_are_refused_by_the_pyro_site(name):
-    e = MADE[name]()
-    with pytest.raises(ParameterError, match="Missing cells"):
-        pyro_log_prob(e, with_gaps(draws(e, 60)[0]), torch.zeros(60, dtype=torch.int64))
 
 
 # Samples

@@ -178,7 +178,7 @@ def by_blocks(score: Callable[[Tensor], Tensor], x: Tensor, work: int) -> Tensor
 
 
 class _Seen(dist.TorchDistribution):
-    """The seen cells of rows under given states, where the joint distribution of all cells can't be masked cell by cell.
+    """The seen cells of rows under given states, where their joint distribution can't be masked cell by cell.
 
     Its value is the rows themselves, so it scores an observation and draws none.
     """

@@ -193,9 +193,8 @@ class Mixture(GenerativeModel):
     def _start(self, cells: Tensor, generator: torch.Generator) -> None:
         shares = emissions.start_responsibilities(self.emission.features(cells), self.components, generator)
         shares = 0.99 * shares + 0.01 / self.components
-        self.emission.load_state_dict(
-            {**self.emission.with_states(self.components).state_dict(), **dict(self.emission.named_buffers(remove_duplicate=False))}
-        )
+        fresh = self.emission.with_states(self.components).state_dict()
+        self.emission.load_state_dict({**fresh, **dict(self.emission.named_buffers(remove_duplicate=False))})
         self._maximise(self._gather(cells, shares))
         self._maximise(self._gather(cells, shares))  # moments about the new means
 
