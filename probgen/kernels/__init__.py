@@ -1,19 +1,26 @@
-"""Compiled inner loops: arrays in, arrays out. ``native`` is the extension module, or None where it was not built.
+"""Compiled inner loops: arrays in, arrays out. Each is an extension module, or None where it was not built: ``native``
+(chains and normals), ``cliques`` (sums over discrete factors), ``counting`` (contingency tables).
 
-The extension is optional: an installation without a C++ compiler works on the torch path, and says so once.
+The extensions are optional: an installation without a C++ compiler works on the torch path, and says so once.
 """
 
 import logging
 from importlib import import_module
 from types import ModuleType
 
-__all__ = ["native"]
+__all__ = ["cliques", "counting", "native"]
 
-native: ModuleType | None = None
-try:
-    native = import_module("probgen.kernels._native")
-except ImportError:
+
+def _built(name: str) -> ModuleType | None:
+    try:
+        return import_module(f"probgen.kernels._{name}")
+    except ImportError:
+        return None
+
+
+native, cliques, counting = (_built(name) for name in ("native", "cliques", "counting"))
+if None in (native, cliques, counting):
     logging.getLogger("probgen").warning(
-        "probgen runs without its compiled kernels: hidden Markov models are about ten times slower. "
+        "probgen runs without its compiled kernels: hidden Markov models and Bayesian networks are tens of times slower. "
         "To build them, install probgen again where there is a C++ compiler"
     )
