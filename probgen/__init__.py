@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "BayesianNetwork": "probgen.models.bayesnet",
     "ELBO": "probgen.estimate",
     "Enumerate": "probgen.estimate",
     "GAN": "probgen.models.gan",
@@ -15,6 +16,7 @@ _NAMES = {
     "KernelDensity": "probgen.models.kernel",
     "Kind": "probgen.logprob",
     "Ladder": "probgen.estimate",
+    "LikelihoodWeighting": "probgen.models.bayesnet",
     "LogProb": "probgen.logprob",
     "Mixture": "probgen.models.mixture",
     "StateSpace": "probgen.models.statespace",
@@ -26,11 +28,12 @@ _NAMES = {
     "save": "probgen.store",
     "wrap": "probgen.foreign",
 }
-_ROOMS = ("datasets", "emissions", "errors", "events", "nn", "plots", "transitions")
+_ROOMS = ("conditionals", "datasets", "emissions", "errors", "events", "nn", "plots", "transitions")
 
 __all__ = [*_NAMES, *_ROOMS]
 
 if TYPE_CHECKING:
+    from probgen import conditionals as conditionals
     from probgen import datasets as datasets
     from probgen import emissions as emissions
     from probgen import errors as errors
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     from probgen.model import pyro_pair as pyro_pair
     from probgen.models.baseline import GaussianCopula as GaussianCopula
     from probgen.models.baseline import Independent as Independent
+    from probgen.models.bayesnet import BayesianNetwork as BayesianNetwork
+    from probgen.models.bayesnet import LikelihoodWeighting as LikelihoodWeighting
     from probgen.models.gan import GAN as GAN
     from probgen.models.hmm import HMM as HMM
     from probgen.models.hmm import HiddenMarkov as HiddenMarkov

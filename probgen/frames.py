@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from probgen.errors import DataError, ProbgenError, StoreError, nearest
 
 __all__ = [
-    "SUFFIXES", "column", "columns", "distinct_names", "is_frame", "is_missing", "keys", "native", "objects",
-    "read", "reading", "stack", "table", "write", "write_whole",
+    "SUFFIXES", "Coded", "coded", "column", "columns", "distinct_names", "is_frame", "is_missing", "keys", "native",
+    "objects", "read", "reading", "stack", "table", "write", "write_whole",
 ]  # fmt: skip
 
 _PLAIN = {"numpy", "torch", "builtins", "pathlib"}
@@ -77,11 +77,28 @@ def columns(frame: Any) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.nd
         The row keys: a pandas index that is not 0..n-1 (saved in a Parquet file, too), else 0..n-1.
         By name, the declared categories of categorical columns, unused ones included.
     """
+    return coded(frame, {})[:3]
+
+
+def coded(
+    frame: Any, levels: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray, dict[str, list], dict[str, np.ndarray]]:
+    """As ``columns``, but columns of categories, text and booleans come as codes, without a look at each cell.
+
+    Arguments:
+        levels: By the name of a column, what its cells may be.
+
+    Returns:
+        What ``columns`` returns of the other columns, and of those that hold something besides their levels.
+        By name, positions in the levels, float64 (n,), NaN where missing.
+    """
     with reading(frame):
         named, row_keys = _parts(frame)
-        read = {name: _cells(series) for name, series in named.items()}
-    levels = {name: declared for name, (_, _, declared) in read.items() if declared is not None}
-    return {name: (values, missing) for name, (values, missing, _) in read.items()}, row_keys, levels
+        tried = {name: _positions(named[name].to_native(), levels[name]) for name in named if name in levels}
+        codes = {name: found for name, found in tried.items() if found is not None}
+        read = {name: _cells(series) for name, series in named.items() if name not in codes}
+    declared = {name: its for name, (_, _, its) in read.items() if its is not None}
+    return {name: (values, missing) for name, (values, missing, _) in read.items()}, row_keys, declared, codes
 
 
 def _parts(frame: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -111,7 +128,7 @@ def distinct_names(names: Iterable[Any]) -> list[str]:
         DataError: where two are the same, 0 and "0" included.
     """
     names = [str(name) for name in names]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if len(set(names)) < len(names) and (twice := sorted({name for name in names if names.count(name) > 1})):
         raise DataError(f"Duplicate column names {twice} in {names}", "one name a column", "Rename them")
     return names
 
@@ -188,7 +205,8 @@ def _categorical(series: Any) -> tuple[np.ndarray, np.ndarray, list]:
     """Cells and all declared categories; an undeclared polars Categorical has those that occur, sorted."""
     library, column = form(series.to_native()), series.to_native()
     if library == "pyarrow":
-        declared = column.unify_dictionaries().chunk(0).dictionary.to_pylist() if column.num_chunks else []
+        empty = not column.num_chunks or str(column.type.value_type) == "null"
+        declared = [] if empty else column.unify_dictionaries().chunk(0).dictionary.to_pylist()
         values = column.cast(column.type.value_type).to_pylist()
     elif library == "polars":
         values = column.to_list()
@@ -199,6 +217,71 @@ def _categorical(series: Any) -> tuple[np.ndarray, np.ndarray, list]:
         values = objects([*declared, None], len(declared) + 1)[column.cat.codes.to_numpy()].tolist()
     cells = objects(values, len(values))
     return cells, series.is_null().to_numpy().astype(bool), declared
+
+
+def _positions(column: Any, levels: Sequence[Any]) -> np.ndarray | None:
+    """Positions in ``levels``, float64 (n,), of a pandas, polars or Arrow column; None where it needs a closer look."""
+    import pyarrow as pa
+
+    library, place = form(column), {level: float(i) for i, level in enumerate(levels)}
+    dtype = getattr(column, "dtype", None)
+    if library not in ("pandas", "polars", "pyarrow") or getattr(dtype, "kind", "O") in "iufcmM":
+        return None
+    try:
+        if type(dtype).__name__ == "CategoricalDtype":
+            return _taken(column.cat.codes.to_numpy(), column.cat.categories.tolist(), place)
+        cells = column.to_arrow() if library == "polars" else column
+        cells = pa.array(cells, from_pandas=True) if library == "pandas" else cells
+        return _arrow_positions(cells, levels, place)
+    except Exception:  # whatever foreign cells may raise, they will again, and be named
+        return None
+
+
+def _arrow_positions(cells: Any, levels: Sequence[Any], place: Mapping[Any, float]) -> np.ndarray | None:
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        cells = pa.concat_arrays(cells.unify_dictionaries().chunks) if isinstance(cells, pa.ChunkedArray) else cells
+        codes = cells.indices.cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+        return _taken(codes, cells.dictionary.to_pylist(), place)
+    if pa.types.is_boolean(kind):
+        return _taken(cells.cast(pa.int8()).fill_null(-1).to_numpy(), [False, True], place)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return None
+    texts = [level for level in levels if isinstance(level, str)]
+    codes = compute.index_in(cells, pa.array(texts, kind))
+    if codes.null_count != cells.null_count:
+        return None
+    if len(texts) < len(levels):
+        return _taken(codes.fill_null(-1).to_numpy(), texts, place)
+    return codes.to_numpy(zero_copy_only=False).astype(np.float64, copy=False)  # NaN where null
+
+
+def _taken(codes: np.ndarray, values: Sequence[Any], place: Mapping[Any, float]) -> np.ndarray | None:
+    """The places of some values at codes (n,), NaN where -1; None where one of them has none."""
+    places = [math.nan if is_missing(value) else place.get(value, -1.0) for value in values]
+    found = np.array([*places, math.nan]).take(codes)
+    return None if -1.0 in places and (found == -1.0).any() else found
+
+
+class Coded(NamedTuple):
+    """A column of levels, for ``table`` and ``native``: positions (n,), NaN where missing, and what they stand for."""
+
+    codes: np.ndarray
+    levels: Sequence[Any]
+
+    def plain(self) -> Any:
+        """The levels at the codes: an Arrow array of their type; objects, None where missing, where they share none."""
+        import pyarrow as pa
+
+        values, kinds = [*self.levels, None], set(map(type, self.levels))
+        places = np.where(np.isnan(self.codes), len(self.levels), self.codes).astype(np.int32)
+        if len(kinds) == 1 and kinds <= {str, bool, int, float}:
+            with suppress(pa.ArrowException, OverflowError, UnicodeError):  # as in _arrow
+                return pa.array(values).take(pa.array(places))
+        return objects(values, len(values))[places]
 
 
 def table(data: Mapping[str, Any]) -> Any:
@@ -218,6 +301,9 @@ def table(data: Mapping[str, Any]) -> Any:
 def _arrow(values: Any) -> Any:
     import pyarrow as pa
 
+    values = values.plain() if isinstance(values, Coded) else values
+    if isinstance(values, pa.Array):
+        return values
     cells = _objects(values)
     if cells is None:
         masked = isinstance(values, np.ma.MaskedArray)
@@ -232,7 +318,7 @@ def _arrow(values: Any) -> Any:
 def _objects(values: Any) -> list | None:
     """Cells one by one, None where masked or without a value; None for an array of one type."""
     array = isinstance(values, np.ndarray)
-    if array and values.dtype != object:
+    if (array and values.dtype != object) or form(values) == "pyarrow":
         return None
     cells = values.tolist() if array else list(values)  # a mask gives None
     odd = set(map(type, cells)) - {str, bool, int, float}
@@ -270,12 +356,13 @@ def _as_text(arrow: Any, names: set[str]) -> Any:
 
 def native(data: Mapping[str, Any], library: str) -> Any:
     """Named columns as a frame of that library: "pandas", "polars", else an Arrow table (mixed types as strings)."""
+    data = {name: values.plain() if isinstance(values, Coded) else values for name, values in data.items()}
     arrow = table(data)
     cells = {name: _objects(values) for name, values in data.items()}
     mixed = {name: values for name, values in cells.items() if values is not None and _is_mixed(values)}
     if library == "pandas":
         frame = arrow.to_pandas(integer_object_nulls=True)
-        return frame.assign(**{name: objects(values, len(values)) for name, values in mixed.items()})
+        return frame.assign(**{n: objects(values, len(values)) for n, values in mixed.items()}) if mixed else frame
     if library == "polars":
         import polars as pl
 
@@ -283,11 +370,11 @@ def native(data: Mapping[str, Any], library: str) -> Any:
     return arrow
 
 
-_READERS: dict[str, Callable[[Path], Any]] = {}
+_READERS: dict[str, Callable[[Path, Iterable[str]], Any]] = {}
 
 
 def _reader(*suffixes: str) -> Callable:
-    def register(read_file: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def register(read_file: Callable[[Path, Iterable[str]], Any]) -> Callable[[Path, Iterable[str]], Any]:
         _READERS.update(dict.fromkeys(suffixes, read_file))
         return read_file
 
@@ -295,13 +382,15 @@ def _reader(*suffixes: str) -> Callable:
 
 
 @_reader(".csv", ".tsv")
-def _read_csv(path: Path) -> Any:
+def _read_csv(path: Path, texts: Iterable[str]) -> Any:
     import pyarrow as pa
     import pyarrow.compute as compute
     import pyarrow.csv as pc
 
     parse = pc.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    arrow, empty = pc.read_csv(path, parse_options=parse), pa.scalar(None, pa.string())
+    convert = pc.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
+    arrow = pc.read_csv(path, parse_options=parse, convert_options=convert)
+    empty = pa.scalar(None, pa.string())
     for i, name in enumerate(arrow.column_names):
         if arrow.schema.types[i] == pa.string():
             cells = arrow.column(i)
@@ -310,7 +399,7 @@ def _read_csv(path: Path) -> Any:
 
 
 @_reader(".parquet", ".pq")
-def _read_parquet(path: Path) -> Any:
+def _read_parquet(path: Path, texts: Iterable[str]) -> Any:
     import pyarrow.parquet as pq
 
     return pq.read_table(path)
@@ -319,8 +408,11 @@ def _read_parquet(path: Path) -> Any:
 SUFFIXES = tuple(_READERS)
 
 
-def read(path: str | os.PathLike) -> Any:
+def read(path: str | os.PathLike, texts: Iterable[str] = ()) -> Any:
     """A csv, tsv or Parquet file (or a folder of Parquet files) as a pyarrow.Table.
+
+    Arguments:
+        texts: Columns of a csv that stay text where they look like truth values or numbers.
 
     Raises:
         DataError: for a path that is missing, of another type, damaged or empty; the message names it.
@@ -335,7 +427,7 @@ def read(path: str | os.PathLike) -> Any:
         wanted = f"a table: one of {', '.join(sorted(_READERS))}"
         raise DataError(f"{path} ends in {path.suffix!r}", wanted, "Convert the file, or rename it")
     try:
-        arrow = _READERS[suffix](path)
+        arrow = _READERS[suffix](path, texts)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
         raise DataError(f"{path} can't be read: {problem}", f"a whole {suffix} file", "Write it again") from problem
     if not arrow.num_rows:

@@ -27,6 +27,7 @@ __all__ = ["FAMILIES", "FORMAT", "card", "check_folder", "family", "load", "read
 
 FORMAT = 1
 FAMILIES = {
+    "BayesianNetwork": "probgen.models.bayesnet",
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
     "HMM": "probgen.models.hmm",
@@ -45,6 +46,9 @@ _PARTS = {
         ("Array", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text"), "probgen.events"
     ),
     **dict.fromkeys(_EMISSIONS.split(), "probgen.emissions"),
+    **dict.fromkeys(
+        ("LinearGaussian", "NoisyOr", "Point", "PoissonRegression", "Softmax", "Tabular"), "probgen.conditionals"
+    ),
     **dict.fromkeys(("Durations", "Factorial", "InputDriven", "Markov"), "probgen.transitions"),
 }
 _EXTRAS = ("n_rows", "log_likelihood")

@@ -816,3 +816,95 @@ def test_help_and_the_face_load_nothing_heavy():
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
     assert answer.stdout.strip() == "[] False []", answer.stderr
+
+
+# Networks
+
+TINY = """network tiny { }
+variable rain { type discrete [ 2 ] { TRUE, FALSE }; }
+variable "wet grass" { type discrete [ 3 ] { 0, 1, 2 }; }
+probability ( rain ) { table 0.25, 0.7500001; }
+probability ( "wet grass" | rain ) { (TRUE) 0, 0.25, 0.75; (FALSE) 0.5, 0.5, 0; }
+"""
+WEATHER = pd.DataFrame({"rain": ["TRUE", None, "FALSE", None, "TRUE"], "wet grass": ["1", "2", None, None, "0"]})
+
+
+@pytest.fixture
+def tiny(here):
+    (here / "tiny.bif").write_text(TINY)
+    WEATHER.to_parquet("rows.parquet")
+    WEATHER.to_csv("rows.csv", index=False)
+
+
+def test_a_network_file_scores_rows_with_gaps(tiny):
+    """A csv whose levels look like truth values and numbers is read as the network's text."""
+    for rows in ("rows.parquet", "rows.csv"):
+        answer = done("score", "tiny.bif", rows, "-o", "scores.parquet", "--overwrite")
+        assert "5 rows written" in answer.stdout
+        assert "exact" in answer.stdout
+        p = np.exp(np.array(frames.read("scores.parquet").to_pydict()["log_prob"]))
+        wanted = [0.25 * 0.25, 0.25 * 0.75, 0.75, 1, 0]
+        np.testing.assert_allclose(p, wanted, rtol=2e-7, atol=0)
+
+
+def test_scoring_shipped_networks_works_on_rows_with_gaps(here):
+    pgmpy = pytest.importorskip("pgmpy")
+    path = Path(pgmpy.__file__).parent / "utils" / "example_models" / "alarm.bif.gz"
+    done("sample", path, "-n", 50, "-o", "rows.parquet")
+    rows = frames.read("rows.parquet").to_pandas()
+    rows.mask(np.random.default_rng(0).random(rows.shape) < 0.3).to_parquet("gaps.parquet")
+    answer = done("score", path, "gaps.parquet", "-o", "scores.parquet")
+    found = frames.read("scores.parquet").to_pydict()
+    assert set(found["kind"]) == {"exact"}
+    assert -40 < np.mean(found["log_prob"]) < -1
+    assert max(map(len, answer.stdout.splitlines())) < 1200  # the measure of 37 columns is cut
+
+
+def test_a_network_file_is_sampled_and_described(tiny):
+    lines = done("sample", "tiny.bif", "-n", 20).stdout.splitlines()
+    assert lines[0] == "rain,wet grass"
+    assert len(lines) == 21
+    assert "TRUE,0" not in lines
+    about = json.loads(done("card", "tiny.bif").stdout)
+    assert about["family"] == "BayesianNetwork"
+    assert "largest correction is 1e-07 (rain)" in about["fit"]["notes"][0]
+    assert sorted(about["shapes"].values()) == [[2], [2], [2, 3], [2, 3]]
+
+
+def test_a_network_file_that_is_no_good_is_named(tiny):
+    Path("bad.bif").write_text(TINY.replace("0.25, 0.75;", "0.25, 0.5;"))
+    assert "bad.bif, line 5: the row [0.0, 0.25, 0.5]" in refused("score", "bad.bif", "rows.csv")
+    assert "There is no file tinny.bif" in refused("score", "tinny.bif", "rows.csv")
+    assert ".xmlbif" in refused("score", "rows.csv", "rows.csv")
+    Path("net.xdsl").write_text("<smile>")
+    assert "net.xdsl" in refused("sample", "net.xdsl")
+    WEATHER.assign(rain="yes").to_csv("other.csv", index=False)
+    assert "column rain: 'yes'" in refused("score", "tiny.bif", "other.csv")
+
+
+def test_fitting_a_network_learns_and_draws_its_graph(here):
+    rng = np.random.default_rng(3)
+    a = rng.integers(0, 2, 400)
+    b = np.where(rng.random(400) < 0.9, a, 1 - a)
+    frame = pd.DataFrame({"a": a, "b": b, "c": rng.integers(0, 2, 400)}).replace({0: "no", 1: "yes"})
+    frame.to_csv("votes.csv", index=False)
+    answer = done("fit", "bayesnet", "votes.csv", "-o", "net", "--score", "bdeu", "--max-parents", 2, "--restarts", 1)
+    assert "1 edge, drawn in net/graph.png" in answer.stdout
+    assert Path("net/graph.png").read_bytes().startswith(b"\x89PNG")
+    assert {frozenset(edge) for edge in pg.load("net").edges} == {frozenset("ab")}
+    assert "exact" in done("score", "net", "votes.csv").stdout
+    done("fit", "BayesianNetwork", "votes.csv", "-o", "net", "--overwrite", "--method", "chow-liu")
+    assert len(pg.load("net").edges) == 2
+    done("fit", "independent", "votes.csv", "-o", "net", "--overwrite")
+    assert "graph.png" not in everything(Path("net"))
+
+
+def test_what_learning_a_graph_refuses_is_said_in_the_options_that_were_typed(here):
+    pd.DataFrame({"a": ["x", "y"] * 20, "b": ["u", "v", "u", "w"] * 10}).to_csv("votes.csv", index=False)
+    fit = "fit", "bayesnet", "votes.csv", "-o", "net"
+    assert "bdeu" in refused(*fit, "--score", "bde")
+    assert "--max-parents many" in refused(*fit, "--max-parents", "many")
+    assert "scroe" in refused(*fit, "--scroe", "bic")
+    assert "in Python" in refused(*fit, "--required", "a>b")
+    assert "columns of a table" in refused("fit", "bayesnet", "points.npy", "-o", "net")
+    assert not Path("net").exists()

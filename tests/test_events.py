@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from probgen import frames
 from probgen.errors import DataError, ParameterError, ProbgenError, ShapeError, SupportError
 from probgen.events import (
     Array,
@@ -1473,3 +1474,145 @@ def test_infer_refuses_what_it_can_not_read(data, error, came):
     problem = refusal(infer, data)
     assert isinstance(problem, error)
     assert came in problem.came
+
+
+# Columns of levels, without a look at each cell
+
+LEVELS = st.lists(
+    st.one_of(st.sampled_from(["a", "bé", "", "True", "1", "long level of many letters"]), st.booleans(),
+              st.integers(-3, 3), st.sampled_from([0.5, -2.0, 2.0**60, math.inf])),
+    min_size=1, max_size=5, unique_by=lambda v: v if isinstance(v, str) else float(v),
+)  # fmt: skip
+
+
+def position(levels, value):
+    """What a category's code is: the place of the level that is equal, NaN where nothing is there."""
+    return nan if value is None or value != value else next((i for i, v in enumerate(levels) if v == value), -1)
+
+
+def homes(values):
+    """A column in every library that takes it, plain and as categories."""
+    found = {"list": {"a": values}, "objects": {"a": np.fromiter(values, dtype=object, count=len(values))}}
+    known = list(dict.fromkeys(v for v in values if v is not None))
+    makers = {
+        "pandas": lambda: pd.DataFrame({"a": values}),
+        "pandas objects": lambda: pd.DataFrame({"a": pd.Series(values, dtype=object)}),
+        "pandas string": lambda: pd.DataFrame({"a": pd.Series(values, dtype="string")}),
+        "pandas nullable": lambda: pd.DataFrame({"a": pd.Series(values, dtype=object).convert_dtypes()}),
+        "pandas categories": lambda: pd.DataFrame({"a": pd.Categorical(values, categories=[*known[::-1], "unused"])}),
+        "polars": lambda: pl.DataFrame({"a": pl.Series(values, strict=True)}),
+        "polars categories": lambda: pl.DataFrame({"a": pl.Series(values, dtype=pl.Categorical)}),
+        "polars enum": lambda: pl.DataFrame({"a": pl.Series(values, dtype=pl.Enum([*known, "unused"]))}),
+        "arrow": lambda: pa.table({"a": pa.array(values)}),
+        "arrow large": lambda: pa.table({"a": pa.array(values, pa.large_string())}),
+        "arrow view": lambda: pa.table({"a": pa.array(values, pa.string_view())}),
+        "arrow chunks": lambda: pa.table({"a": pa.chunked_array([values[:1], values[1:]])}),
+        "arrow categories": lambda: pa.table({"a": pa.array(values).dictionary_encode()}),
+        "arrow categories in chunks": lambda: pa.table(
+            {"a": pa.chunked_array([pa.array(v).dictionary_encode() for v in (values[:1], values[1:])])}
+        ),
+    }
+    text = all(isinstance(v, str | None) for v in values)
+    for name, make in makers.items():
+        if text or name not in ("pandas string", "arrow large", "arrow view", "polars categories", "polars enum"):
+            with contextlib.suppress(Exception):  # not every library holds every mixture
+                found[name] = make()
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), LEVELS)
+def test_codes_of_levels_are_the_same_from_every_library(data, levels):
+    kind = data.draw(st.sampled_from([str, bool, int, float]))
+    own = [v for v in levels if type(v) is kind] or levels
+    values = data.draw(st.lists(st.one_of(st.none(), st.sampled_from(own)), min_size=1, max_size=12))
+    event = Table({"a": Category(tuple(levels))})
+    wanted = [position(levels, v) for v in values]
+    for home, frame in homes(values).items():
+        np.testing.assert_array_equal(event.check(frame).x[:, 0].numpy(), wanted, err_msg=home)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), LEVELS)
+def test_a_cell_that_is_no_level_is_named_as_if_cells_were_read_one_by_one(data, levels):
+    kind = data.draw(st.sampled_from([str, bool, int]))
+    pool = {str: ["a", "", "strange", "1"], bool: [True, False], int: [0, 1, 2, 99]}[kind]
+    values = data.draw(st.lists(st.one_of(st.none(), st.sampled_from(pool)), min_size=1, max_size=8))
+    event = Table({"a": Category(tuple(levels))})
+    unknown = any(position(levels, v) == -1 for v in values)
+    for home, frame in homes(values).items():
+        answers = []
+        for slow in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                if slow:
+                    patch.setattr("probgen.frames._positions", lambda *_: None)
+                try:
+                    answers.append(event.check(frame).x.tolist())
+                except DataError as problem:
+                    answers.append(str(problem))
+        assert str(answers[0]) == str(answers[1]), home
+        assert isinstance(answers[0], str) == unknown, home
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [pd.DataFrame({"a": pd.Categorical(["x", None, "y"])}), pd.DataFrame({"a": ["x", None, "y"]}),
+     pd.DataFrame({"a": pd.Series(["x", None, "y"], dtype=object)}), pl.DataFrame({"a": ["x", None, "y"]}),
+     pl.DataFrame({"a": pl.Series(["x", None, "y"], dtype=pl.Enum(["z", "y", "x"]))}),
+     pa.table({"a": ["x", None, "y"]}), pa.table({"a": pa.array(["x", None, "y"]).dictionary_encode()})],
+    ids=lambda f: f"{type(f).__module__} {f['a'].dtype if hasattr(f['a'], 'dtype') else f['a'].type}",
+)  # fmt: skip
+def test_levels_in_a_frame_are_not_read_cell_by_cell(frame, monkeypatch):
+    def told(*_):
+        raise RuntimeError("cell by cell")
+
+    monkeypatch.setattr("probgen.frames._cells", told)
+    event = Table({"a": Category(("y", "x"))})
+    np.testing.assert_array_equal(event.check(frame).x[:, 0].numpy(), [1, nan, 0])
+    with pytest.raises(DataError, match="cell by cell"):  # the twin: what is no level is read so, and named
+        Table({"a": Category(("y", "q"))}).check(frame)
+
+
+def test_numbers_are_found_among_levels_of_numbers_exactly():
+    big = 2**53
+    event = Table({"a": Category((3, 0.5, -1, True))})
+    np.testing.assert_array_equal(event.check({"a": np.array([0.5, 1, -1, 3, nan])}).x[:, 0], [1, 3, 2, 0, nan])
+    assert event.check({"a": np.array([True, True])}).x[:, 0].tolist() == [3, 3]
+    event = Table({"a": Category((big, 1))})  # 2**53 + 1 as a float is 2**53
+    assert event.check({"a": np.array([1, big])}).x[:, 0].tolist() == [1, 0]
+    assert "9007199254740993" in refusal(event.check, {"a": np.array([big + 1])}).came
+
+
+def test_the_hashes_of_rows_are_made_when_they_are_read():
+    checked = Table({"a": Category(("x", "y"))}).check(pd.DataFrame({"a": ["x", None, "x"]}))
+    assert callable(checked.about.__dict__["content"])
+    np.testing.assert_array_equal(checked.about.content, row_hash(checked.x))
+    assert checked.about.content[0] == checked.about.content[2] != checked.about.content[1]
+
+
+@pytest.mark.parametrize("cells", [[0.0, 1.0], [nan, 1.0], [nan, nan]])
+@pytest.mark.parametrize("levels", [("x", "y"), (1, 2), (True, False), (0.5, 1.5), ("x", 1), (2**60, 1), (1, 0.5)])
+@pytest.mark.parametrize("form", ["pandas", "polars", "pyarrow"])
+def test_levels_go_back_to_a_frame_as_they_do_one_by_one(levels, cells, form):
+    """``frames.native`` of plain cells is the slow way; text without any value keeps its type on the fast one."""
+    event = Table({"a": Category(levels)})
+    x = torch.tensor(cells, dtype=torch.float64)[:, None]
+    fast, slow = event.restore(x, form), frames.native(event.outside(x), form)
+    if not np.isnan(cells).all():
+        types = [
+            list(map(str, getattr(f, "dtypes", None) if form != "pyarrow" else f.schema.types)) for f in (fast, slow)
+        ]
+        assert types[0] == types[1]
+    assert frames.columns(fast)[0]["a"][1].tolist() == np.isnan(cells).tolist()
+    if form != "pyarrow" or levels != ("x", 1):  # there mixed levels become text
+        assert str([event.check(f).x.tolist() for f in (fast, slow)]) == str([x.tolist()] * 2)
+
+
+def test_text_in_a_csv_stays_text_where_the_levels_are(tmp_path):
+    (tmp_path / "rows.csv").write_text("a,b,c\nTRUE,007,1\n,010,0\nFALSE,,1\n")
+    event = Table({"a": Category(("TRUE", "FALSE")), "b": Category(("007", "010")), "c": Category((0, 1))})
+    x = event.check(str(tmp_path / "rows.csv")).x
+    np.testing.assert_array_equal(x, [[0, 0, 1], [nan, 1, 0], [1, nan, 1]])
+    assert event.texts == ["a", "b"]
+    twin = Table({"a": Category((True, False)), "b": Category((7, 10)), "c": Category((0, 1))})
+    np.testing.assert_array_equal(twin.check(str(tmp_path / "rows.csv")).x, x)

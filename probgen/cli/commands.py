@@ -12,7 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from probgen.cli import outputs
-from probgen.cli.options import build, estimator_of, family_name, options_of, seconds_of, sequence_of
+from probgen.cli.options import (
+    estimator_of,
+    family_name,
+    family_of,
+    fitted,
+    model_of,
+    options_of,
+    seconds_of,
+    sequence_of,
+)
 from probgen.cli.outputs import say, show_text
 from probgen.errors import FitError, ParameterError, ProbgenError, StoreError
 
@@ -28,6 +37,10 @@ app = typer.Typer(
 _FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
 _Data = Annotated[
     str, typer.Argument(help="An embedded data set (digits, iris, ...) or a csv, parquet, npz, idx, txt file.")
+]
+_Model = Annotated[
+    Path,
+    typer.Argument(help="Folder of a saved model, or a network's file: .bif, .bif.gz, .xmlbif, .net, .uai, .xdsl."),
 ]
 _Sequence = Annotated[
     str | None,
@@ -82,7 +95,7 @@ def fit(
     family: Annotated[
         str,
         typer.Argument(
-            help="For rows: mixture, vae, gan, kerneldensity, gaussiancopula, independent. "
+            help="For rows: mixture, bayesnet, vae, gan, kerneldensity, gaussiancopula, independent. "
             "For sequences: hmm, statespace, independent."
         ),
     ],
@@ -92,22 +105,27 @@ def fit(
     seed: _Seed = 0,
     overwrite: _Overwrite = False,
 ) -> None:
-    """Fit a FAMILY to DATA and save it. Further options are the family's own: --components 16 --budget 30."""
+    """Fit a FAMILY to DATA and save it. Further options are the family's own: --components 16 --budget 30.
+
+    bayesnet learns a network's graph and tables (--score bic|aic|bdeu|k2, --method tabu|hill|exact|chow-liu|tan) and
+    draws it: graph.png in the folder.
+    """
     from probgen import datasets, store
 
     options = options_of(context.args)
-    store.family(family)
+    family_of(family)
     rows = datasets.load(data, sequence_of(sequence))
     outputs.refuse_taken(output, overwrite)
-    model, fitting = build(family, rows.event, options)
-    model.fit(rows.x, seed=seed, **fitting)
+    model = fitted(family, rows.event, rows.x, options, seed)
     report = model.report
     if report.stopped == "interrupted" and not report.objective:
         raise KeyboardInterrupt
     store.save(model, output)
-    show_text(f"{model!r}\n{outputs.told(model, rows.event.check(rows.x).x)}")
+    show_text(f"{outputs.shortened(repr(model))}\n{outputs.told(model, rows.event.check(rows.x).x)}")
     for note in report.notes:
         show_text(note)
+    if picture := outputs.draw_graph(model, output):
+        show_text(f"{outputs.counted(len(model.edges), 'edge')}, drawn in {picture}")
     if report.stopped == "interrupted":
         say(f"probgen: interrupted; the best state so far is saved in {output}")
         raise SystemExit(_INTERRUPTED)
@@ -116,7 +134,7 @@ def fit(
 
 @_command()
 def score(
-    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    model: _Model,
     data: _Data,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="scores.parquet or .csv, a row a data row.")
@@ -133,7 +151,7 @@ def score(
 
     A model that was fitted to sequences of a table knows the column that names them.
     """
-    from probgen import datasets, frames, store
+    from probgen import frames
 
     if steps and by is not None:
         raise ParameterError(
@@ -141,21 +159,32 @@ def score(
         )
     estimator = estimator_of(by)
     outputs.refuse_output(output, (".parquet", ".csv"), overwrite)
-    fitted = store.load(model)
-    _refuse_another_column(fitted.event, sequence)
-    rows = datasets.load(data, sequence_of(sequence)).x
-    answer = fitted.log_prob_steps(rows, seed=seed) if steps else fitted.log_prob(rows, by=estimator, seed=seed)
+    scorer = model_of(model)
+    _refuse_another_column(scorer.event, sequence)
+    rows = _rows(data, scorer.event, sequence)
+    answer = scorer.log_prob_steps(rows, seed=seed) if steps else scorer.log_prob(rows, by=estimator, seed=seed)
     if output is not None:
         frames.write(answer.frame(), output)
     elif steps:
         show_text("step,log_prob")
         for line in answer.frame().select(["row", "log_prob"]).to_pylist():
             show_text(f"{line['row']},{'' if line['log_prob'] is None else line['log_prob']}")
-    (say if steps and output is None else show_text)(repr(answer))
-    if not steps and (each := outputs.per_step(answer, fitted.event.check(rows).x)):
+    told = repr(answer).replace(answer.measure, outputs.shortened(answer.measure))
+    (say if steps and output is None else show_text)(told)
+    if not steps and (each := outputs.per_step(answer, scorer.event.check(rows).x)):
         show_text(each)
     if output is not None:
         show_text(f"{outputs.counted(len(answer), 'row')} written to {output}")
+
+
+def _rows(data: str, event: Any, sequence: str | None) -> Any:
+    """Rows to score. A table is read for the model's columns: in a csv, levels that are text stay text (TRUE, 007)."""
+    from probgen import datasets, frames
+    from probgen.events import Table
+
+    if isinstance(event, Table) and sequence is None and Path(data).suffix.lower() in frames.SUFFIXES:
+        return frames.read(data, event.texts)
+    return datasets.load(data, sequence_of(sequence)).x
 
 
 def _refuse_another_column(event: Any, sequence: str | None) -> None:
@@ -168,7 +197,7 @@ def _refuse_another_column(event: Any, sequence: str | None) -> None:
 
 @_command()
 def sample(
-    model: Annotated[Path, typer.Argument(help="Folder of a saved model.")],
+    model: _Model,
     n: Annotated[int, typer.Option("-n", help="Draws.")] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help=".csv, .parquet, .npy or .png; else standard output.")
@@ -178,23 +207,23 @@ def sample(
     overwrite: _Overwrite = False,
 ) -> None:
     """Draw from a saved MODEL; what the draws come from is said beside them."""
-    from probgen import frames, store
+    from probgen import frames
     from probgen.events import Panel, Series
 
     outputs.refuse_output(output, (".csv", ".parquet", ".npy", ".png"), overwrite)
-    fitted = store.load(model)
-    if length is not None and not isinstance(fitted.event, Series | Panel):
-        came = f"--length {length} for a model of {fitted.event!r}"
+    source = model_of(model)
+    if length is not None and not isinstance(source.event, Series | Panel):
+        came = f"--length {length} for a model of {source.event!r}"
         raise ParameterError(came, "a model of sequences", "Leave it out")
-    draws = fitted.event.check(fitted.sample(n, seed=seed, **({} if length is None else {"length": length}))).x
-    say(f"{outputs.counted(n, 'draw')} from {fitted.sample_target()} of {type(fitted).__name__}, seed {seed}")
+    draws = source.event.check(source.sample(n, seed=seed, **({} if length is None else {"length": length}))).x
+    say(f"{outputs.counted(n, 'draw')} from {source.sample_target()} of {type(source).__name__}, seed {seed}")
     if output is None:
         from probgen.evaluate.samples import csv_lines
 
-        for line in csv_lines(draws, fitted.event):
+        for line in csv_lines(draws, source.event):
             show_text(line)
         return
-    _write_samples(draws, fitted, output, frames)
+    _write_samples(draws, source, output, frames)
     say(f"written to {output}")
 
 
@@ -265,11 +294,15 @@ def compare(
 
 
 @_command()
-def card(model: Annotated[Path, typer.Argument(help="Folder of a saved model.")]) -> None:
+def card(model: _Model) -> None:
     """Print the card of a saved MODEL: family, constructor, event, fit, versions, checksum."""
     from probgen import store
 
-    about, tensors = store.read(model)
+    if model.is_dir():
+        about, tensors = store.read(model)
+    else:
+        read = model_of(model)
+        about, tensors = store.card(read), dict(read.state_dict())
     about["shapes"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
     show_text(json.dumps(outputs.readable(about), indent=2, ensure_ascii=plain))

@@ -1,15 +1,23 @@
 """Words of the command line as Python values: a family's own options, estimators, times."""
 
+import importlib
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from probgen.errors import DataError, ParameterError, StoreError, nearest
 
-__all__ = ["build", "estimator_of", "family_name", "options_of", "seconds_of", "sequence_of", "value_of"]
+__all__ = [
+    "build", "estimator_of", "family_name", "family_of", "fitted", "model_of", "options_of", "seconds_of",
+    "sequence_of", "value_of",
+]  # fmt: skip
+
+_SHORT = {"bayesnet": "BayesianNetwork"}
+_LEARNERS = {"BayesianNetwork": "probgen.models.bayesnet.structure"}  # their learn() finds the structure, too
 
 
 def options_of(extra: list[str]) -> dict[str, str]:
@@ -77,25 +85,62 @@ def is_a(value: Any, hint: Any) -> bool:
     return type(value) is hint
 
 
-def build(family: str, event: Any, options: dict[str, str]) -> tuple[Any, dict[str, Any]]:
-    """A model for an event from its constructor's options; the rest must be its fit's."""
+def family_of(name: str) -> Any:
+    """A family by its name or short name, letter case aside."""
     from probgen import store
 
-    made_by = store.family(family)
-    mine = {n: p.annotation for n, p in inspect.signature(made_by).parameters.items() if n != "event"}
-    fits = inspect.signature(made_by._fit).parameters.items()
-    theirs = {n: p.annotation for n, p in fits if p.kind is p.KEYWORD_ONLY and n not in ("generator", "progress")}
-    known = {name: f"--{name.replace('_', '-')}" for name in (*mine, *theirs)}
-    for name in options:
-        if name not in known:
-            option = f"--{name.replace('_', '-')}"
-            raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known.values()))
+    name = name.strip()
+    return store.family(_SHORT.get(name.lower(), name))
+
+
+def fitted(family: str, event: Any, x: Any, options: dict[str, str], seed: int) -> Any:
+    """A model of a family, fitted to data of an event; a family that learns its structure from data does so."""
+    made_by = family_of(family)
     if why := made_by.suits(event):
         came = f"{made_by.__name__} does not suit {_shown(event)}: {why}"
         raise DataError(came, "a family that does", _advice(made_by, event))
-    values = {name: typed(known[name], text, (mine | theirs)[name]) for name, text in options.items()}
+    if made_by.__name__ in _LEARNERS:
+        learn = importlib.import_module(_LEARNERS[made_by.__name__]).learn
+        known = {n: p for n, p in inspect.signature(learn).parameters.items() if n not in ("data", "event", "seed")}
+        return learn(x, event=event, seed=seed, **_typed(made_by, options, known))
+    model, fitting = build(made_by, event, options)
+    return model.fit(x, seed=seed, **fitting)
+
+
+def build(made_by: Any, event: Any, options: dict[str, str]) -> tuple[Any, dict[str, Any]]:
+    """A model for an event from its constructor's options; the rest must be its fit's."""
+    mine = {n: p for n, p in inspect.signature(made_by).parameters.items() if n != "event"}
+    fits = inspect.signature(made_by._fit).parameters.items()
+    theirs = {n: p for n, p in fits if p.kind is p.KEYWORD_ONLY and n not in ("generator", "progress")}
+    values = _typed(made_by, options, mine | theirs)
     model = made_by.for_event(event, **{k: v for k, v in values.items() if k in mine})
     return model, {k: v for k, v in values.items() if k in theirs}
+
+
+def _typed(made_by: Any, options: dict[str, str], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """Options in the types that their parameters declare; ``**options`` declares one for all that have no name."""
+    named = {n: p.annotation for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    rest = [p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD]
+    known = {name: f"--{name.replace('_', '-')}" for name in named}
+    for name in options:
+        if name not in known and not rest:
+            option = f"--{name.replace('_', '-')}"
+            raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known.values()))
+    return {
+        name: typed(f"--{name.replace('_', '-')}", text, named[name] if name in named else rest[0])
+        for name, text in options.items()
+    }
+
+
+def model_of(path: Path) -> Any:
+    """A saved model's folder, or a network's file: .bif, .bif.gz, or another that ``foreign.wrap`` reads."""
+    from probgen import store
+
+    if path.is_dir() or not (path.is_file() or path.suffix.lower() in (".bif", ".gz")):
+        return store.load(path)
+    from probgen import foreign
+
+    return foreign.wrap(path)
 
 
 def _shown(event: Any) -> str:
@@ -145,10 +190,8 @@ def estimator_of(text: str | None) -> Any:
 
 
 def family_name(name: str) -> str:
-    from probgen import store
-
     try:
-        return store.family(name.strip()).__name__
+        return family_of(name).__name__
     except StoreError as problem:
         raise ParameterError(problem.came, problem.wanted, problem.do) from None
 

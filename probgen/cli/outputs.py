@@ -13,8 +13,8 @@ from typing import Any
 from probgen.errors import StoreError
 
 __all__ = [
-    "counted", "encodable", "free_folder", "mute", "noted_warnings", "per_step", "readable", "refuse_output",
-    "refuse_taken", "say", "show", "show_text", "told", "whole_folder",
+    "counted", "draw_graph", "encodable", "free_folder", "mute", "noted_warnings", "per_step", "readable",
+    "refuse_output", "refuse_taken", "say", "shortened", "show", "show_text", "told", "whole_folder",
 ]  # fmt: skip
 
 _COMPARISON = {"models", "samples.png", "scores.parquet", "summary.parquet"}
@@ -47,6 +47,11 @@ def encodable(text: str, stream: Any) -> str:
     except UnicodeEncodeError:
         return text.replace("±", "+-").encode(encoding, "backslashreplace").decode(encoding)
     return text
+
+
+def shortened(text: str, most: int = 600) -> str:
+    """The beginning of a text that is too long to be read; a network's is as long as its columns are many."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 def mute() -> None:
@@ -84,6 +89,16 @@ def per_step(answer: Any, cells: Any) -> str:
     steps = len(cells.values)
     whole = f"a row is a whole sequence: {counted(len(cells), 'sequence')} of {counted(steps, 'step')}"
     return f"{whole}{' together' * (len(cells) != 1)}, {answer.sum().value / steps:.4f} nats/step"
+
+
+def draw_graph(model: Any, folder: Path) -> Path | None:
+    """Draws the graph of a model that has one beside it, as graph.png; an older model's is removed."""
+    picture = folder / "graph.png"
+    if not hasattr(model, "edges"):
+        picture.unlink(missing_ok=True)
+        return None
+    model.plot(picture)
+    return picture
 
 
 def readable(card: Any) -> Any:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,7 @@ class _Counted(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, plan: Plan, codes: Tensor, *tables: Tensor) -> Tensor:
-        context.plan = plan
+        context.plan = plan = Plan.compile(plan.cards, plan.scopes)  # tables that only nearly sum to one count in full
         context.save_for_backward(codes, *tables)
         return log_prob(plan, [table.detach() for table in tables], codes)
 
@@ -158,10 +159,16 @@ def sample(
     """Exact draws of the open variables given the rest of each row, shape (n, draws, V); NaN for an impossible row."""
     _check(plan, tables, codes)
     _refuse_large(plan, codes, limit, True)
-    uniforms = torch.rand(len(codes), draws, codes.shape[1], generator=generator, dtype=torch.float64)
+    uniforms = _uniforms((len(codes), draws, codes.shape[1]), generator)
     native = compiled.kernel_for(tables, codes)
     if native is None:
         drawn = logspace.sample(plan, tables, codes, uniforms)
         possible = logspace.log_prob(plan, tables, codes) > -torch.inf
         return torch.where(possible[:, None, None], drawn, torch.nan)
     return compiled.sample(native, plan, tables, codes, uniforms)
+
+
+def _uniforms(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """In [0, 1), float64; NumPy makes them in a third of torch's time."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).random(shape))

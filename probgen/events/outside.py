@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -246,22 +247,29 @@ def _value(value: Any) -> str:
 
 
 class Columns(NamedTuple):
-    """A table as NumPy columns: (values, missing) and declared categories by name, row keys, form."""
+    """A table as NumPy columns: (values, missing) and declared categories by name, row keys, form.
+
+    ``codes`` are the columns that stand as positions in their levels already, float64 (n,); they have no ``cells``.
+    """
 
     cells: dict[str, tuple[np.ndarray, np.ndarray]]
     keys: np.ndarray
     levels: dict[str, list]
     form: str
+    codes: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
-def columns(data: Any, names: Sequence[str] | None = None) -> Columns:
-    """Any table; ``names`` are those of the columns of an array."""
+def columns(
+    data: Any, names: Sequence[str] | None = None, levels: Mapping[str, Sequence[Any]] | None = None
+) -> Columns:
+    """Any table; ``names`` are those of the columns of an array, ``levels`` those of columns that may come as codes."""
     if isinstance(data, str | os.PathLike):
-        return Columns(*frames.columns(frames.read(data)), "pyarrow")
+        data = frames.read(data)
     if isinstance(data, Mapping):
         return _from_mapping(data)
     if frames.is_frame(data):
-        return Columns(*frames.columns(data), frames.form(data))
+        cells, keys, declared, codes = frames.coded(data, levels or {})
+        return Columns(cells, keys, declared, frames.form(data), codes)
     values, missing = rows(data)
     if values.ndim != 2 or names is None or values.shape[1] != len(names):
         raise ShapeError(

@@ -1,9 +1,13 @@
 """Rows of named columns of mixed types."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import repeat
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -64,8 +68,7 @@ class Category(Column):
 
     def codes(self, name: str, values: np.ndarray, missing: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Positions in ``levels``, NaN where missing; an unseen level is named by row, column and value."""
-        place = {level: float(i) for i, level in enumerate(self.levels)}
-        codes = np.fromiter((_place(place, value) for value in values.tolist()), dtype=np.float64, count=len(values))
+        codes = self._places(values)
         codes[missing] = math.nan
         unknown = np.flatnonzero(codes == _UNKNOWN)
         codes[[i for i in unknown if is_missing(values[i])]] = math.nan
@@ -78,6 +81,19 @@ class Category(Column):
             "Fit on data that hold it, or declare it in events.Category(levels)", SupportError,
         )  # fmt: skip
         return codes
+
+    def _places(self, values: np.ndarray) -> np.ndarray:
+        """Positions of cells in ``levels``, or what is wrong with them."""
+        place, n = {level: float(i) for i, level in enumerate(self.levels)}, len(values)
+        if values.dtype.kind in "biuf" and all(isinstance(v, int | float) and abs(v) < frames.EXACT for v in place):
+            order = sorted(place)
+            near = np.searchsorted(order, cells := values.astype(np.float64)).clip(max=len(order) - 1)
+            return np.where(
+                np.array(order, dtype=np.float64)[near] == cells, np.array([*map(place.get, order)])[near], _UNKNOWN
+            )
+        with suppress(TypeError, ValueError):
+            return np.fromiter(map(place.get, values.tolist(), repeat(_UNKNOWN)), dtype=np.float64, count=n)
+        return np.fromiter((_place(place, value) for value in values.tolist()), dtype=np.float64, count=n)
 
     def cells(self, codes: np.ndarray) -> np.ndarray:
         """The levels at some codes, masked where NaN."""
@@ -126,6 +142,18 @@ class Table(Event):
         object.__setattr__(self, "columns", dict(self.columns))
 
     @property
+    def texts(self) -> list[str]:
+        """Columns whose levels are all text: in a csv they stay so, however much TRUE or 1 look like something else."""
+        return [
+            name for name, column in self.columns.items()
+            if isinstance(column, Category) and all(isinstance(level, str) for level in column.levels)
+        ]  # fmt: skip
+
+    @cached_property
+    def _text(self) -> str:
+        return repr(self)  # of many columns it costs more than a check of few rows
+
+    @property
     def shape(self) -> tuple[int]:
         return (len(self.columns),)
 
@@ -142,28 +170,41 @@ class Table(Event):
         return f"counting({name})"
 
     def check(self, data: Any) -> Checked:
-        raw, keys, _, form = columns(data, list(self.columns))
-        cells = self.cells(raw, keys)
+        levels = {name: column.levels for name, column in self.columns.items() if isinstance(column, Category)}
+        data = frames.read(data, self.texts) if isinstance(data, str | os.PathLike) else data
+        found = columns(data, list(self.columns), levels)
+        cells = self.cells(found.cells, found.keys, found.codes)
         seen = (~np.isnan(cells)).sum(axis=1)
-        about = Fingerprint(keys, row_hash(cells), seen, repr(self), self.measure, whole(cells))
-        return Checked(torch.from_numpy(cells), about, form)
+        about = Fingerprint(
+            found.keys, lambda: row_hash(cells), seen, self._text, self.measure,
+            bool(seen.any()) if len(levels) == len(self.columns) else whole(cells),  # codes are whole
+        )  # fmt: skip
+        return Checked(torch.from_numpy(cells), about, found.form)
 
-    def cells(self, raw: Mapping[str, tuple[np.ndarray, np.ndarray]], keys: np.ndarray) -> np.ndarray:
-        """Checked cells (n, columns) of outside columns, given as (values, missing mask) by name.
+    def cells(
+        self,
+        raw: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        keys: np.ndarray,
+        codes: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> np.ndarray:
+        """Checked cells (n, columns) of outside columns, given as (values, missing mask) by name, or as codes.
 
         Raises:
             ShapeError: lacking or superfluous columns, or no rows.
             DataError, SupportError: a cell that can't be used, by row, column and value.
         """
-        lacking, extra = [c for c in self.columns if c not in raw], [c for c in raw if c not in self.columns]
+        came = [*raw, *codes]
+        lacking, extra = [c for c in self.columns if c not in came], [c for c in raw if c not in self.columns]
         if lacking or extra:
             raise ShapeError(
-                f"A table with columns {list(raw)}: lacks {lacking}, has {extra} besides",
+                f"A table with columns {came}: lacks {lacking}, has {extra} besides",
                 f"exactly the columns {list(self.columns)}",
-                "Choose them: frame[list(model.event.columns)]" if not lacking else nearest(lacking[0], raw),
+                "Choose them: frame[list(model.event.columns)]" if not lacking else nearest(lacking[0], came),
             )
         refuse_empty(len(keys))
-        cells = np.stack([self._column(name, *raw[name], keys) for name in self.columns], axis=1)
+        cells = np.stack(
+            [codes[name] if name in codes else self._column(name, *raw[name], keys) for name in self.columns], axis=1
+        )
         if not self.missing:
             name_cells(
                 np.isnan(cells), cells, keys, list(self.columns), "is missing", "a value in every cell",
@@ -197,17 +238,29 @@ class Table(Event):
 
     def restore(self, x: Tensor, form: str = "pandas") -> Any:
         """Levels and numbers in the user's form; "torch" gives a NumPy array where levels are no numbers."""
+        if form not in ("numpy", "torch", "list", "dict"):
+            return frames.native(self._coded(x), form)
         found = self.outside(x)
-        if form not in ("numpy", "torch", "list"):
-            return found if form == "dict" else frames.native(found, form)
+        if form == "dict":
+            return found
         if all(values.dtype.kind in "iuf" for values in found.values()):
             return to_form(np.stack([_with_nan(values) for values in found.values()], axis=1), form)
         return to_form(np.stack([frames.objects(v.tolist(), len(v)) for v in found.values()], axis=1), form)
 
+    def _coded(self, x: Tensor) -> dict[str, Any]:
+        """As ``outside``, categories as they stand in a frame."""
+        cells = np.ascontiguousarray(x.detach().cpu().numpy().T)
+        return {
+            name: frames.Coded(own, column.levels) if isinstance(column, Category) else _outside_column(column, own)
+            for own, (name, column) in zip(cells, self.columns.items(), strict=True)
+        }
+
     def outside(self, x: Tensor) -> dict[str, np.ndarray]:
         """Levels and numbers of checked cells (n, columns), a masked array (n,) a column."""
-        cells = x.detach().cpu().numpy()
-        return {name: _outside_column(column, cells[:, i]) for i, (name, column) in enumerate(self.columns.items())}
+        cells = np.ascontiguousarray(x.detach().cpu().numpy().T)
+        return {
+            name: _outside_column(column, own) for own, (name, column) in zip(cells, self.columns.items(), strict=True)
+        }
 
 
 def _with_nan(values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 before it is there."""
 
 import importlib
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 from probgen.errors import ParameterError, StructureError, nearest
@@ -9,22 +11,41 @@ from probgen.model import GenerativeModel
 
 __all__ = ["export", "wrap"]
 
-_FROM = {"hmmlearn": "probgen.foreign.hmmlearn", "pyro": "probgen.foreign.pyro"}
+_FROM = {
+    "hmmlearn": "probgen.foreign.hmmlearn",
+    "pgmpy": "probgen.foreign.pgmpy",
+    "pyro": "probgen.foreign.pyro",
+}
+_FILES = {
+    ".bif": "probgen.models.bayesnet.bif",
+    ".bifxml": "probgen.foreign.pgmpy",
+    ".net": "probgen.foreign.pgmpy",
+    ".uai": "probgen.foreign.uai",
+    ".xdsl": "probgen.foreign.pgmpy",
+    ".xml": "probgen.foreign.pgmpy",
+    ".xmlbif": "probgen.foreign.pgmpy",
+}
 
 
 def wrap(foreign: Any) -> Any:
     """A foreign fitted model as one of ours, with the same likelihood.
 
     Arguments:
-        foreign: A fitted hmmlearn model (CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM), or Pyro's DiscreteHMM.
+        foreign: A fitted hmmlearn model (CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM); Pyro's DiscreteHMM; a pgmpy
+            DiscreteBayesianNetwork or LinearGaussianBayesianNetwork; the path of a network file (.bif, .bif.gz, .net,
+            .uai, .xdsl, .xmlbif).
 
     Returns:
-        A fitted HMM; for a DiscreteHMM the distribution HiddenMarkov, in our convention of the first step.
+        A fitted HMM; for a DiscreteHMM the distribution HiddenMarkov, in our convention of the first step; a fitted
+        BayesianNetwork.
 
     Raises:
         StructureError: of a kind that has no counterpart here.
         NotFittedError: without parameters.
+        StoreError: a file that can't be read.
     """
+    if isinstance(foreign, str | PathLike):
+        return _read(Path(fspath(foreign)))
     library = type(foreign).__module__.partition(".")[0]
     if library not in _FROM:
         raise StructureError(
@@ -33,11 +54,23 @@ def wrap(foreign: Any) -> Any:
     return importlib.import_module(_FROM[library]).wrap(foreign)
 
 
+def _read(path: Path) -> Any:
+    suffix = path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
+    if suffix not in _FILES or (path.suffix == ".gz" and suffix != ".bif"):
+        raise StructureError(
+            f"{str(path)!r} has no suffix of a network file",
+            f"one of {', '.join(_FILES)}, .bif.gz",
+            "Or a fitted model",
+        )
+    module = importlib.import_module(_FILES[suffix])
+    return module.load(path) if suffix == ".bif" else module.read(path)
+
+
 def export(model: GenerativeModel, to: str, **options: Any) -> Any:
     """A fitted model of ours in a foreign library's form, with the same likelihood.
 
     Arguments:
-        to: "hmmlearn"; "pyro" (DiscreteHMM; needs ``duration=``).
+        to: "hmmlearn"; "pgmpy" (networks of tables, or of linear Gaussians); "pyro" (DiscreteHMM; needs ``duration=``).
 
     Raises:
         StructureError: the model has a part that the library lacks; it is named.

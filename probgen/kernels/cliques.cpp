@@ -76,12 +76,13 @@ struct Network {
     const long long *cards = nullptr, *starts = nullptr, *flat = nullptr, *heads = nullptr, *order = nullptr, *mine = nullptr;
     const double *logs = nullptr, *own = nullptr;
     std::vector<size_t> stride, place, size;
-    std::vector<double> linear, low, top;
+    std::vector<double> linear, low, top, levels;
     std::vector<Wide> wide;
     std::vector<int> head_of, children_first;  // the factor that a variable heads, or -1; variables, children before parents
     std::vector<std::vector<int>> uses;        // factors of each variable but the one it heads
 
     void prepare() {
+        levels.assign(cards, cards + V);
         stride.resize(size_t(starts[F]));
         place.resize(F), size.resize(F), low.assign(F, 0.0), top.assign(F, 0.0);
         size_t shared = 0, row = 0;
@@ -281,21 +282,26 @@ class Tree {
     std::vector<size_t> rest_start;
     std::vector<int> rest;  // ranks of a cluster's other variables, ascending; the first is its parent
     double constant = 0, cost = 0, largest = 0;
+    bool whole = false;  // whether every variable was seen
 
     explicit Tree(const Network &n) : net(n), level(n.V), rank(n.V), dropped(n.F) {}
 
     // False where the row is impossible. `prune`: variables that sum to one are left out.
     bool read(const double *codes, const double *row, bool prune) {
-        bool closed = true;
+        int closed = 1, wrong = 0;
         for (size_t v = 0; v < net.V; ++v) {
             const double c = codes[v];
-            if (c == c && !(c >= 0 && c < double(net.cards[v]))) throw std::invalid_argument("codes: levels 0..card-1 or NaN are wanted");
-            level[v] = net.cards[v] == 1 ? 0 : c == c ? int(c) : -1;
-            closed &= level[v] >= 0;
+            const int seen = c == c, within = c >= 0 && c < net.levels[v];
+            wrong |= seen & !within;
+            const int l = net.levels[v] == 1 ? 0 : seen & within ? int(c) : -1;
+            level[v] = l;
+            closed &= l >= 0;
         }
+        if (wrong) throw std::invalid_argument("codes: levels 0..card-1 or NaN are wanted");
+        constant = 0, partial.clear(), whole = closed != 0;
+        if (closed) return look_up(row);
         std::fill(dropped.begin(), dropped.end(), 0);
-        if (prune && !closed) leave_out();
-        constant = 0, partial.clear();
+        if (prune) leave_out();
         for (size_t f = 0; f < net.F; ++f) {
             if (dropped[f]) continue;
             size_t offset = 0;
@@ -307,6 +313,17 @@ class Tree {
             }
             if (open) partial.push_back({int(f), offset, 0});
             else constant += net.log_at(f, offset, row);
+        }
+        return constant > -INFINITY;
+    }
+
+    bool look_up(const double *row) {
+        const int *l = level.data();
+        const size_t *stride = net.stride.data();
+        for (size_t f = 0; f < net.F; ++f) {
+            size_t offset = net.place[f];
+            for (long long k = net.starts[f]; k < net.starts[f + 1]; ++k) offset += size_t(l[net.flat[k]]) * stride[k];
+            constant += (net.mine[f] ? row : net.logs)[offset];
         }
         return constant > -INFINITY;
     }
@@ -323,6 +340,8 @@ class Tree {
 
     void arrange() {
         member.clear();
+        cost = largest = 0;
+        if (whole) return;
         for (size_t i = 0; i < net.V; ++i)
             if (level[size_t(net.order[i])] == -1) member.push_back(int(net.order[i]));
         build();
@@ -464,22 +483,32 @@ class Row {
         }
     }
 
-    void draw(const double *uniforms, int *chosen) {
-        for (size_t e = clusters(); e-- > 0;) {
-            const T *table = at(e, chosen);
+    // Each variable's cumulated probabilities at every configuration of its cluster's others.
+    void cumulate() {
+        below.resize(phi_at[clusters()]);
+        for (size_t e = 0; e < clusters(); ++e) {
             const int c0 = card(e);
-            T most = table[0];
-            for (int i = 1; i < c0; ++i) most = larger(most, table[i]);
-            double total = 0;
-            for (int i = 0; i < c0; ++i) total += plain(table[i] / most);
-            double left = uniforms[tree.member[e]] * total;
-            int pick = -1;
-            for (int i = 0; i < c0; ++i) {
-                if (is_zero(table[i])) continue;
-                pick = i;
-                left -= plain(table[i] / most);
-                if (left < 0) break;
+            const T *table = phi.data() + phi_at[e];
+            double *out = below.data() + phi_at[e];
+            for (size_t s = message_at[e + 1] - message_at[e]; s > 0; --s, table += c0, out += c0) {
+                T most = table[0];
+                for (int i = 1; i < c0; ++i) most = larger(most, table[i]);
+                double total = 0;
+                int last = 0;
+                for (int i = 0; i < c0 && !is_zero(most); ++i) {
+                    out[i] = total += plain(table[i] / most);
+                    if (!is_zero(table[i])) last = i;
+                }
+                for (int i = 0; i < c0; ++i) out[i] = i < last ? out[i] / total : 2;  // no uniform gets past the last
             }
+        }
+    }
+
+    void draw(const double *uniforms, int *chosen) const {
+        for (size_t e = clusters(); e-- > 0;) {
+            const double *table = below.data() + phi_at[e] + place(e, chosen), u = uniforms[tree.member[e]];
+            int pick = 0;
+            while (u >= table[pick]) ++pick;
             chosen[e] = pick;
         }
     }
@@ -487,7 +516,8 @@ class Row {
   private:
     std::vector<T> phi, messages, own_tables, passed;
     std::vector<size_t> phi_at, message_at, strides;
-    std::vector<double> lows, own_low;
+    std::vector<double> lows, own_low, below;
+    std::vector<size_t> step_of;  // beside tree.rest: how far apart the levels of that variable lie in the cluster
     std::vector<int> first_child, next_child, first_partial, next_partial;
     std::vector<const T *> from;
     T one = T(1.0);
@@ -503,11 +533,12 @@ class Row {
 
     void layout(bool store) {
         const size_t m = clusters();
-        phi_at.assign(m + 1, 0), message_at.assign(m + 1, 0);
+        phi_at.assign(m + 1, 0), message_at.assign(m + 1, 0), step_of.resize(tree.rest.size());
         size_t most = 0;
         for (size_t e = 0; e < m; ++e) {
             size_t n = 1;
-            for (size_t k = tree.rest_start[e]; k < tree.rest_start[e + 1]; ++k) n *= size_t(card(size_t(tree.rest[k])));
+            for (size_t k = tree.rest_start[e]; k < tree.rest_start[e + 1]; ++k)
+                step_of[k] = n * size_t(card(e)), n *= size_t(card(size_t(tree.rest[k])));
             message_at[e + 1] = message_at[e] + n;
             most = std::max(most, n * size_t(card(e)));
             phi_at[e + 1] = store ? phi_at[e] + n * size_t(card(e)) : 0;
@@ -624,13 +655,12 @@ class Row {
     }
 
     // The cluster's numbers at the levels chosen for its other variables.
-    const T *at(size_t e, const int *chosen) const {
-        size_t offset = 0, step = size_t(card(e));
-        for (size_t k = tree.rest_start[e]; k < tree.rest_start[e + 1]; ++k) {
-            const size_t r = size_t(tree.rest[k]);
-            offset += size_t(chosen[r]) * step, step *= size_t(card(r));
-        }
-        return phi.data() + phi_at[e] + offset;
+    const T *at(size_t e, const int *chosen) const { return phi.data() + phi_at[e] + place(e, chosen); }
+
+    size_t place(size_t e, const int *chosen) const {
+        size_t offset = 0;
+        for (size_t k = tree.rest_start[e]; k < tree.rest_start[e + 1]; ++k) offset += size_t(chosen[tree.rest[k]]) * step_of[k];
+        return offset;
     }
 };
 
@@ -719,6 +749,10 @@ class Worker {
         Status status = Status::Impossible;
         if (tree.read(task.codes + i * net.V, own, !task.full())) {
             tree.arrange();
+            if (tree.member.empty() && !task.full()) {
+                task.nats[i] = tree.constant, task.status[i] = 0;
+                return;
+            }
             if (tree.cost > task.limit) status = Status::Large;
             else if ((status = run(row, i, own, counts)) == Status::Doubtful) {
                 widen();
@@ -784,6 +818,7 @@ class Worker {
     template <class T>
     void complete(Row<T> &numbers, size_t i) {
         chosen.assign(tree.member.size() + 1, 0);
+        if (!task.maximum) numbers.cumulate();
         for (size_t d = 0; d < task.draws; ++d) {
             double *out = task.out + (i * task.draws + d) * net.V;
             if (task.maximum) numbers.best(chosen.data());

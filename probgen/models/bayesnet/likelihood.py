@@ -1,0 +1,133 @@
+"""The log-probability of rows with gaps, each row by the strongest means that it allows."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probgen import cliques
+from probgen.errors import ParameterError
+from probgen.logprob import Kind, LogProb
+from probgen.models.bayesnet.gaussian import Component
+from probgen.models.bayesnet.queries import draws
+from probgen.models.bayesnet.scoring import Group, Scored, affordable, cells_of, groups, some_rows, summed
+from probgen.models.bayesnet.weighting import check_samples, judged, stream, streams
+
+if TYPE_CHECKING:
+    from probgen.models.bayesnet.network import BayesianNetwork
+
+__all__ = ["PosteriorWeighting", "log_prob"]
+
+_TREE = "clique tree"
+
+
+@dataclass(frozen=True)
+class PosteriorWeighting:
+    """A lower bound for rows without an exact sum: what ``log_prob`` does with them by itself.
+
+    The row's nodes fall into those that sum and integrate exactly and the late ones (say, a logistic child of a real
+    that is missing). Missing cells are drawn from their exact posterior given the former; the bound is log p(the exact
+    ones) plus the log of the mean, over draws, of the probability of the late observed cells. Kind lower, with a pilot
+    that decides whether a standard error is printed, as with ``IWAE``; rows with an exact sum stay exact.
+
+    Arguments:
+        samples: Draws a row.
+    """
+
+    samples: int = 1000
+
+    def __post_init__(self) -> None:
+        check_samples(self.samples)
+
+    def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
+        if not hasattr(model, "conditional"):
+            why = f"{type(model).__name__} is no Bayesian network"
+            return LogProb.refuse(len(x), why, "log_prob(x) without by=", by=repr(self))
+        if given is not None:
+            raise ParameterError("given= with by=", "the cells themselves", "Put them into the rows, or leave by= out")
+        return log_prob(model, x, generator, self)
+
+    def bound(self, net: "BayesianNetwork", group: Group, rest: Scored, generator: torch.Generator) -> LogProb:
+        """Of rows with late nodes."""
+        exact, keys = summed(net, rest), streams(group.x, generator)
+        found = [self._row(net, group, rest, i, int(key), float(exact[i])) for i, key in enumerate(keys)]
+        nats, stderr, ess, k = (np.array(column) for column in zip(*found, strict=True))
+        kinds = np.where(np.isneginf(exact.numpy()), str(Kind.EXACT), str(Kind.LOWER))
+        about = {"ess": ess, "pareto_k": k, "samples": np.full(len(ess), self.samples)}
+        return LogProb(list(kinds), nats, by=repr(self), stderr=stderr, draws=keys, diagnostics=about)
+
+    def _row(
+        self, net: "BayesianNetwork", group: Group, rest: Scored, i: int, key: int, exact: float
+    ) -> tuple[float, float, float, float]:
+        if exact == -math.inf:
+            return exact, 0.0, math.nan, math.nan
+        row = torch.tensor([i])
+        part, alone = some_rows(rest, row), Group(row, group.x[row], None, late=group.late)
+        pilot, main = (self._weights(net, alone, part, stream(key, salt)) for salt in ("pilot", "main"))
+        nats, stderr, ess, k = judged(pilot, main)
+        return exact + nats, stderr, ess, k
+
+    def _weights(self, net: "BayesianNetwork", group: Group, rest: Scored, generator: torch.Generator) -> Tensor:
+        """log of the product of the late observed cells' conditionals, (samples,), in nats."""
+        cells = draws(net, group.x, rest, self.samples, generator)[0]
+        total = cells.new_zeros(self.samples)
+        for name in group.late:
+            child, parents = cells_of(net, cells, name)
+            if bool(group.x[0, net.index[name]].isnan()):
+                cells[:, net.index[name]] = net.conditional(name).sample(parents, generator)
+            else:
+                total = total + net.conditional(name).log_prob(child, parents)
+        return total
+
+
+def log_prob(
+    net: "BayesianNetwork",
+    x: Tensor,
+    generator: torch.Generator,
+    weighting: PosteriorWeighting = PosteriorWeighting(),
+) -> LogProb:
+    """Of checked rows: exact, or a lower bound, or a refusal, row by row."""
+    parts, places = [], []
+    for group in groups(net, x):
+        for rows, part in _answers(net, group, generator, weighting):
+            parts.append(part)
+            places.append(rows)
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.cat(places).argsort()
+    return LogProb.concat(parts)[order.numpy()]
+
+
+def _answers(
+    net: "BayesianNetwork", group: Group, generator: torch.Generator, weighting: PosteriorWeighting
+) -> Iterator[tuple[Tensor, LogProb]]:
+    found = group.scored or group.rest
+    if found is None:
+        yield group.rows, _refused(net, len(group.rows), group.obstacle)
+        return
+    small = affordable(net, found, full=bool(group.late))
+    if not bool(small.all()):
+        yield group.rows[~small], _refused(net, int((~small).sum()), _too_large(net, found, bool(group.late)))
+        if not bool(small.any()):
+            return
+        found, group = some_rows(found, small), Group(group.rows[small], group.x[small], None, late=group.late)
+    if group.late:
+        yield group.rows, weighting.bound(net, group, found, generator)
+    else:
+        integrals = any(isinstance(node, Component) for node in (*found.nodes, *found.apart))
+        yield group.rows, LogProb(Kind.EXACT, summed(net, found), by=_TREE + ", Gaussian integrals" * integrals)
+
+
+def _too_large(net: "BayesianNetwork", found: Scored, full: bool) -> str:
+    costs = cliques.row_cost(found.plan, found.codes, full)
+    n, most = int((costs > net.limit).sum()), float(costs.max())
+    return f"{n} rows leave so much open that it takes up to {most:.3g} table entries a row, the limit is {net.limit}"
+
+
+def _refused(net: "BayesianNetwork", n: int, why: str) -> LogProb:
+    instead = "log_prob(x, by=probgen.models.bayesnet.LikelihoodWeighting(samples=10_000)), a lower bound"
+    return LogProb.refuse(n, why, f"{instead}, or a larger {type(net).__name__}.limit", by=_TREE)

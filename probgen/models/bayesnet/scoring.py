@@ -1,0 +1,322 @@
+"""Rows as factors: what is observed, summed out, integrated out or left out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probgen import cliques
+from probgen.conditionals import Point
+from probgen.errors import StructureError, ZeroEvidenceError
+from probgen.events import Category
+from probgen.models.bayesnet import graph
+from probgen.models.bayesnet.gaussian import Component, components, is_gaussian
+
+if TYPE_CHECKING:
+    from probgen.models.bayesnet.network import BayesianNetwork
+
+__all__ = [
+    "Group", "Roles", "Scored", "affordable", "cells_of", "groups", "impossible", "is_category", "scored", "some_rows",
+    "summed", "whole_plan",
+]  # fmt: skip
+
+_FEW = 256  # configurations of a component's discrete parents that are tabled whether or not they are observed
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Rows as a product of factors over the categories: what ``probgen.cliques`` takes.
+
+    Arguments:
+        plan: Its variables are ``net.discrete``, in that order.
+        tables: Log-tables, one a factor; those of real nodes have one table a row.
+        codes: Levels of the categories, NaN where missing, shape (n, V).
+        offset: Terms that belong to no factor, shape (n,), in nats.
+        nodes: What each factor stands for: the name of a node, a ``gaussian.Component`` whose real cells are integrated
+            out, or None, a filler over a variable that was left out.
+        apart: What the offset is made of: names of nodes, and components without discrete parents.
+        loose: Names of the nodes that were left out: missing, nothing observed below them.
+    """
+
+    plan: cliques.Plan
+    tables: list[Tensor]
+    codes: Tensor
+    offset: Tensor
+    nodes: tuple["str | Component | None", ...]
+    apart: tuple["str | Component", ...] = ()
+    loose: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Rows that share their factors.
+
+    Arguments:
+        rows: Their numbers, shape (g,).
+        x: Their cells, shape (g, columns).
+        scored: None where there is no exact sum, or too large a one.
+        obstacle: Why there is none.
+        large: Whether it is the size that forbids it.
+        late: Nodes without an exact sum, parents first: odd families of a missing real, and what hangs on their gaps.
+        rest: The other nodes as factors, where there are late ones.
+    """
+
+    rows: Tensor
+    x: Tensor
+    scored: Scored | None
+    obstacle: str = ""
+    large: bool = False
+    late: tuple[str, ...] = ()
+    rest: Scored | None = None
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What one pattern of missing cells makes of the nodes.
+
+    Arguments:
+        factors: Nodes whose conditional is a factor of its own.
+        latents: Missing real nodes that are integrated out.
+        families: Real nodes with a latent in their family, latents included.
+        loose: Left out.
+        late: Those that make an exact sum impossible.
+    """
+
+    factors: tuple[str, ...]
+    latents: tuple[str, ...]
+    families: tuple[str, ...]
+    loose: tuple[str, ...]
+    late: tuple[str, ...]
+
+
+def whole_plan(net: "BayesianNetwork") -> cliques.Plan:
+    """The plan of rows whose real cells are all observed."""
+    heads = [scope[-1] if is_category(net, name) else -1 for name, scope in net.scopes.items() if scope]
+    return cliques.Plan.compile(net.cards, [scope for scope in net.scopes.values() if scope], heads)
+
+
+def is_category(net: "BayesianNetwork", name: str) -> bool:
+    return isinstance(net.event.columns[name], Category)
+
+
+def scored(net: "BayesianNetwork", x: Tensor) -> Scored:
+    found = list(groups(net, x))
+    if len(found) != 1 or found[0].scored is None:
+        why = found[0].obstacle or f"{len(found)} patterns of missing real cells"
+        raise StructureError(f"Rows that are no one product of factors: {why}", "rows alike", "net.groups(x)")
+    return found[0].scored
+
+
+def groups(net: "BayesianNetwork", x: Tensor, complete: bool = False) -> Iterator[Group]:
+    """Rows taken apart by what their gaps make of the nodes.
+
+    Arguments:
+        complete: Whether missing real nodes with nothing observed below them are integrated out, too, not left out.
+    """
+    every = torch.arange(len(x))
+    if len(net.discrete) == len(net.variables):
+        shared = [part.log_table() for part in net.parts]  # type: ignore[operator]
+        yield Group(every, x, Scored(net.plan, shared, x, x.new_zeros(len(x)), net.variables))
+        return
+    x = _settled(net, x)
+    watched = _watched(net)
+    patterns, which = x[:, watched].isnan().unique(dim=0, return_inverse=True)
+    tables = {name: net.conditional(name).log_table() for name in net.variables if net.conditional(name).tabular}
+    for i, pattern in enumerate(patterns.tolist()):
+        rows = (which == i).nonzero()[:, 0]
+        gaps = {net.variables[c] for c, gap in zip(watched, pattern, strict=True) if gap}
+        yield from _of_pattern(net, x, rows, roles(net, gaps, complete), tables)
+
+
+def _settled(net: "BayesianNetwork", x: Tensor) -> Tensor:
+    """Rows in which real nodes that an intervention has set are no longer missing."""
+    values = {
+        net.index[n]: p.value for n in net.variables if isinstance(p := net.conditional(n), Point) and not p.discrete
+    }
+    x = x.clone() if values else x
+    for column, value in values.items():
+        x[:, column] = torch.where(x[:, column].isnan(), value, x[:, column])
+    return x
+
+
+def _watched(net: "BayesianNetwork") -> list[int]:
+    """Columns whose gaps decide what becomes of real nodes: these, and all that hangs below them."""
+    real = [name for name in net.variables if not is_category(net, name)]
+    below = graph.descendants(net.parents, real)
+    return [i for i, name in enumerate(net.variables) if name in below]
+
+
+def roles(net: "BayesianNetwork", gaps: set[str], complete: bool) -> Roles:
+    """What the nodes become where some of the watched ones are missing; categories elsewhere may be missing or not."""
+    real = {name for name in net.variables if not is_category(net, name)}
+    watched = graph.descendants(net.parents, real)
+    needed = graph.ancestors(net.parents, watched - gaps)
+    loose: set[str] = set()
+    for name in net.order:
+        if name not in gaps or name in needed:
+            continue
+        unknown = loose | (set() if name in real else gaps & real)
+        dropped = name in real and not (complete and is_gaussian(net.conditional(name)))
+        if dropped or unknown & set(net.parents[name]):
+            loose.add(name)
+    late, latents = _late(net, gaps, real, loose)
+    apart = loose | set(late)
+    families = [n for n in net.order if n in real - apart and (n in latents or latents & set(net.parents[n]))]
+    factors = [n for n in net.variables if n not in apart and n not in families]
+    ordered = [n for n in net.order if n in latents]
+    return Roles(tuple(factors), tuple(ordered), tuple(families), tuple(n for n in net.order if n in loose), late)
+
+
+def _late(net: "BayesianNetwork", gaps: set[str], real: set[str], loose: set[str]) -> tuple[tuple[str, ...], set[str]]:
+    """Nodes that no exact sum holds, and the missing reals that one does."""
+    late: list[str] = []
+    unknown: set[str] = set()
+    latents: set[str] = set()
+    for name in net.order:
+        own = set(net.parents[name])
+        odd = name not in real or not is_gaussian(net.conditional(name))
+        if name in loose:
+            continue
+        if own & unknown or (odd and (name in gaps & real or own & latents)):
+            late.append(name)
+            unknown |= {name} & gaps
+        elif name in gaps & real:
+            latents.add(name)
+    return tuple(late), latents
+
+
+def _of_pattern(
+    net: "BayesianNetwork", x: Tensor, rows: Tensor, found: Roles, tables: Mapping[str, Tensor]
+) -> Iterator[Group]:
+    parts = components(net, found.latents, found.families)
+    for some, seen in _by_parents(net, x, rows, parts):
+        cells = x[some]
+        size = max((part.size(net, seen) for part in parts), default=1)
+        if size > net.configurations:
+            why = f"{size} configurations of missing discrete parents, the limit is {net.configurations}"
+            yield Group(some, cells, None, why, large=True)
+            continue
+        product = _factors(net, cells, found, [part.given(seen) for part in parts], tables)
+        if found.late:
+            names = ", ".join(map(repr, found.late[:4]))
+            why = f"a real cell is missing in the family of {names}, which has no exact integral"
+            yield Group(some, cells, None, why, late=found.late, rest=product)
+        else:
+            yield Group(some, cells, product)
+
+
+def _by_parents(
+    net: "BayesianNetwork", x: Tensor, rows: Tensor, parts: Sequence[Component]
+) -> Iterator[tuple[Tensor, dict[int, int]]]:
+    """Rows, and the levels of discrete parents that they share; apart only where tabling all of them costs too much."""
+    wide = [part for part in parts if part.size(net, {}) > _FEW]
+    if not wide:
+        yield rows, {}
+        return
+    scope = sorted({v for part in wide for v in part.scope})
+    columns = [net.index[net.discrete[v]] for v in scope]
+    values, which = x[rows][:, columns].nan_to_num(nan=-1.0).unique(dim=0, return_inverse=True)
+    for i, value in enumerate(values.tolist()):
+        yield rows[which == i], {v: int(code) for v, code in zip(scope, value, strict=True) if code >= 0}
+
+
+def _factors(
+    net: "BayesianNetwork", x: Tensor, found: Roles, parts: Sequence[Component], tables: Mapping[str, Tensor]
+) -> Scored:
+    made = _Product(net, x)
+    for name in found.factors:
+        made.add(name, net.scopes[name], tables.get(name, None), is_category(net, name))
+    for part in parts:
+        made.put(part, part.scope, part.log_table(net, x), -1)
+    for name in (*found.loose, *found.late):
+        if is_category(net, name) and bool(x[0, net.index[name]].isnan()):
+            made.fill(net.discrete.index(name))
+    return made.done(found.loose)
+
+
+@dataclass(eq=False)
+class _Product:
+    """Factors as they are gathered."""
+
+    net: "BayesianNetwork"
+    x: Tensor
+    tables: list[Tensor] = field(default_factory=list)
+    scopes: list[tuple[int, ...]] = field(default_factory=list)
+    heads: list[int] = field(default_factory=list)
+    nodes: list["str | Component | None"] = field(default_factory=list)
+    apart: list["str | Component"] = field(default_factory=list)
+    offset: Tensor | float = 0.0
+
+    def add(self, name: str, scope: tuple[int, ...], table: Tensor | None, category: bool) -> None:
+        """A node whose conditional is a factor; what real cells it needs are there."""
+        if table is None:
+            child, parents = cells_of(self.net, self.x, name)
+            table = self.net.conditional(name).log_factor(child, parents)
+        self.put(name, scope, table, scope[-1] if category else -1)
+
+    def put(self, node: "str | Component", scope: tuple[int, ...], table: Tensor, head: int) -> None:
+        if not scope:
+            self.offset = self.offset + table
+            self.apart.append(node)
+            return
+        self.tables.append(table)
+        self.scopes.append(scope)
+        self.heads.append(head)
+        self.nodes.append(node)
+
+    def fill(self, variable: int) -> None:
+        """A variable that was left out sums to one."""
+        card = self.net.cards[variable]
+        self.tables.append(self.x.new_full((card,), -float(np.log(card))))
+        self.scopes.append((variable,))
+        self.heads.append(variable)
+        self.nodes.append(None)
+
+    def done(self, loose: tuple[str, ...]) -> Scored:
+        codes = self.x[:, [self.net.index[name] for name in self.net.discrete]]
+        plan = cliques.Plan.compile(self.net.cards, self.scopes, self.heads)
+        offset = self.x.new_zeros(len(self.x)) + self.offset
+        return Scored(plan, self.tables, codes, offset, tuple(self.nodes), tuple(self.apart), loose)
+
+
+def cells_of(net: "BayesianNetwork", x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """A node's cells (n,) and its parents' (n, P)."""
+    return x[:, net.index[name]], x[:, [net.index[parent] for parent in net.parents[name]]]
+
+
+def summed(net: "BayesianNetwork", found: Scored) -> Tensor:
+    """log of the sum over missing categories, offset included, shape (n,)."""
+    if not found.nodes:
+        return found.offset
+    return cliques.log_prob(found.plan, found.tables, found.codes, limit=net.limit) + found.offset
+
+
+def affordable(net: "BayesianNetwork", found: Scored, full: bool = False) -> Tensor:
+    """Which rows stay below the limit of table entries, shape (n,), bool."""
+    if found.plan.cost().entries <= net.limit:
+        return torch.ones(len(found.codes), dtype=torch.bool)
+    return cliques.row_cost(found.plan, found.codes, full) <= net.limit
+
+
+def some_rows(found: Scored, rows: Tensor) -> Scored:
+    """The factors of some rows, by number or mask."""
+    tables = [
+        table[rows] if table.ndim > len(scope) else table
+        for table, scope in zip(found.tables, found.plan.scopes, strict=True)
+    ]
+    return replace(found, tables=tables, codes=found.codes[rows], offset=found.offset[rows])
+
+
+def impossible(nats: Tensor, keys: np.ndarray) -> None:
+    """Raises ZeroEvidenceError where a row has probability zero."""
+    bad = torch.isneginf(nats)
+    if bool(bad.any()):
+        row, more = keys[int(bad.nonzero()[0])], int(bad.sum()) - 1
+        raise ZeroEvidenceError(
+            f"Row {row} is impossible under the network" + (f", and {more} more" if more else ""),
+            "observed cells of positive probability",
+            "log_prob says which rows are -inf; look for levels that a table gives no mass to",
+        )
