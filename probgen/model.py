@@ -24,7 +24,7 @@ from probgen.errors import (
 from probgen.events import Checked, Event, Ragged, arguments, steps_of
 from probgen.logprob import LogProb
 
-__all__ = ["Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "pyro_lock", "pyro_pair"]
+__all__ = ["Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "generator_of", "pyro_lock", "pyro_pair"]
 
 _VERBS = ("fit", "sample", "log_prob", "log_prob_steps")
 _HOOKS = ("model", "guide", "_fit", "_sample", "_log_prob", "_log_prob_steps", "suits", "for_event")
@@ -184,7 +184,7 @@ class GenerativeModel(nn.Module, abc.ABC):
         self._check_options(self._fit, options, "fit")
         if warning := getattr(self.event, "ties", lambda _: None)(checked.x):
             warnings.warn(warning, TiesWarning, stacklevel=2)
-        generator = _generator(seed)
+        generator = generator_of(seed)
         with torch.enable_grad():
             report = self._fit(checked.x, given, generator=generator, **options)
         self.report = replace(report, seed=generator.initial_seed())
@@ -206,7 +206,7 @@ class GenerativeModel(nn.Module, abc.ABC):
         given = self._check_given(given, None)
         self._check_options(self._sample, options, "sample")
         with torch.no_grad():
-            x = self._sample(n, given, generator=_generator(seed), **options)
+            x = self._sample(n, given, generator=generator_of(seed), **options)
         return self.event.restore(x, self.form)
 
     @final
@@ -245,7 +245,7 @@ class GenerativeModel(nn.Module, abc.ABC):
         checked = self._check(x)
         given = self._check_given(given, checked)
         with torch.no_grad():
-            answer = how(checked.x, given, generator=_generator(seed))
+            answer = how(checked.x, given, generator=generator_of(seed))
         rows = about(checked)
         if len(answer) != len(rows):
             raise ShapeError(f"{len(answer)} numbers for {len(rows)} rows", "one log-probability a row")
@@ -317,7 +317,7 @@ def _same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
 
-def _generator(seed: int | None) -> torch.Generator:
+def generator_of(seed: int | None) -> torch.Generator:
     """A private generator; the seed is taken from the system where none is given."""
     generator = torch.Generator()
     if seed is None:

@@ -59,9 +59,8 @@ def predictive_score(wrong=0.0):
     net.imported()
     rows = torch.tensor(list(itertools.product(*(range(k) for k in CARDS.values()))), dtype=torch.float64)
     if wrong:
-        net.table_counts = {
-            n: type(c)(c.counts + wrong * torch.eye(c.counts.shape[-1])[0], True) for n, c in net.table_counts.items()
-        }
+        for name in net.variables:
+            net.conditional(name).counts[..., 0] += wrong
     draws = learning.sample_networks(net, 400, seeded(4))
     found = np.stack([_joint(other, rows) for other in draws])
     scores = (found.mean(0) - _joint(net, rows)) / (found.std(0) / math.sqrt(len(draws)))

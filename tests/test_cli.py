@@ -868,7 +868,7 @@ def test_a_network_file_is_sampled_and_described(tiny):
     about = json.loads(done("card", "tiny.bif").stdout)
     assert about["family"] == "BayesianNetwork"
     assert "largest correction is 1e-07 (rain)" in about["fit"]["notes"][0]
-    assert sorted(about["shapes"].values()) == [[2], [2], [2, 3], [2, 3]]
+    assert [2, 3] in about["shapes"].values()
 
 
 def test_a_network_file_that_is_no_good_is_named(tiny):

@@ -1616,3 +1616,10 @@ def test_text_in_a_csv_stays_text_where_the_levels_are(tmp_path):
     assert event.texts == ["a", "b"]
     twin = Table({"a": Category((True, False)), "b": Category((7, 10)), "c": Category((0, 1))})
     np.testing.assert_array_equal(twin.check(str(tmp_path / "rows.csv")).x, x)
+
+
+@pytest.mark.parametrize("cell", [1, True, 0.5])
+def test_numbers_for_levels_that_are_text_are_told_so(cell):
+    event = Table({"a": Category(("1", "TRUE", "0.5"))})
+    assert "levels are text" in refusal(event.check, pd.DataFrame({"a": [cell]})).do
+    assert "levels are text" not in refusal(event.check, pd.DataFrame({"a": [7]})).do

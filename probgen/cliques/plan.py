@@ -129,7 +129,7 @@ def _orders(plan: Plan) -> list[Sequence[int]]:
         flat = [v for scope in plan.scopes for v in scope]
         found = np.empty((2, len(plan.cards)), dtype=np.int64)
         kernels.cliques.order(*(np.array(part, dtype=np.int64) for part in (plan.cards, starts, flat)), found)
-        return found.tolist()
+        return [tuple(order) for order in found.tolist()]
     return [_greedy(plan)]
 
 

@@ -13,7 +13,7 @@ from probgen.events import Category, Column
 
 __all__ = ["Tabular"]
 
-_OFF = 1e-6  # how far a row's sum may be from one
+_OFF = 1e-6 * (1 + 1e-6)  # how far a row's sum may be from one
 
 
 class Tabular(Conditional):
@@ -21,11 +21,14 @@ class Tabular(Conditional):
 
     The parameter ``logits`` (*cards) is the log-table up to a constant a row; -inf is impossible. The buffer ``pseudo``
     (*cards) holds pseudo-counts, zero unless learning sets them: the estimate is (counts + pseudo) / sum, the mode
-    under a Dirichlet(1 + pseudo) prior and the posterior mean under a Dirichlet(pseudo) one.
+    under a Dirichlet(1 + pseudo) prior and the posterior mean under a Dirichlet(pseudo) one. The buffer ``counts``
+    (*cards) keeps what learning counted, expected numbers unless ``whole`` says that no cell was missing.
     """
 
     logits: nn.Parameter
     pseudo: Tensor
+    counts: Tensor
+    whole: Tensor
 
     def suits(self, child: Column, parents: Sequence[Column]) -> str | None:
         if not isinstance(child, Category):
@@ -37,6 +40,8 @@ class Tabular(Conditional):
     def _build(self) -> None:
         self.logits = nn.Parameter(torch.zeros(self.cards, dtype=torch.float64))
         self.register_buffer("pseudo", torch.zeros(self.cards, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(self.cards, dtype=torch.float64))
+        self.register_buffer("whole", torch.ones((), dtype=torch.bool))
 
     @classmethod
     def of(cls, probabilities: Any, child: Category | None = None, parents: Sequence[Category] | None = None) -> Self:

@@ -78,9 +78,16 @@ class Category(Column):
         )  # fmt: skip
         name_cells(
             codes == _UNKNOWN, values, keys, [name], "is no known level", f"one of {list(self.levels)[:12]}",
-            "Fit on data that hold it, or declare it in events.Category(levels)", SupportError,
+            self._advice(values[unknown]), SupportError,
         )  # fmt: skip
         return codes
+
+    def _advice(self, unknown: np.ndarray) -> str:
+        """What to do about cells that are no level."""
+        texts = {str(v).lower() for v in unknown[:3].tolist() if not isinstance(v, str)}
+        if texts & {level.lower() for level in self.levels if isinstance(level, str)}:
+            return "The levels are text: convert the column, say frame.astype(str)"
+        return "Fit on data that hold it, or declare it in events.Category(levels)"
 
     def _places(self, values: np.ndarray) -> np.ndarray:
         """Positions of cells in ``levels``, or what is wrong with them."""

@@ -763,7 +763,41 @@ class Worker {
         if (status != Status::Fine) refuse(i, status);
     }
 
+    // Rows [begin, begin + n) looked up column by column; false, and nothing done, where one of them has gaps.
+    bool complete_rows(size_t begin, size_t n) {
+        if (task.full() || net.F == 0) return false;
+        cells.resize(net.V * BLOCK);
+        int odd = 0;
+        for (size_t r = 0; r < n; ++r) {
+            const double *codes = task.codes + (begin + r) * net.V;
+            for (size_t v = 0; v < net.V; ++v) {
+                cells[v * BLOCK + r] = codes[v];
+                odd |= !(codes[v] >= 0 && codes[v] < net.levels[v]);
+            }
+        }
+        if (odd) return false;
+        double sums[BLOCK] = {0}, at[BLOCK];
+        for (size_t f = 0; f < net.F; ++f) {
+            std::fill(at, at + BLOCK, 0.0);
+            for (long long k = net.starts[f]; k < net.starts[f + 1]; ++k) {
+                const double *column = cells.data() + size_t(net.flat[k]) * BLOCK, step = double(net.stride[size_t(k)]);
+                for (size_t r = 0; r < BLOCK; ++r) at[r] += step * column[r];
+            }
+            const double *table = net.mine[f] ? net.own + begin * net.width + net.place[f] : net.logs + net.place[f];
+            const size_t width = net.mine[f] ? net.width : 0;
+            for (size_t r = 0; r < n; ++r) sums[r] += table[r * width + size_t(at[r])];
+        }
+        for (size_t r = 0; r < n; ++r) {
+            task.nats[begin + r] = sums[r];
+            task.status[begin + r] = (long long)(sums[r] > -INFINITY ? Status::Fine : Status::Impossible);
+        }
+        return true;
+    }
+
+    static constexpr size_t BLOCK = 64;
+
   private:
+    std::vector<double> cells;
     Network &net;
     const Task &task;
     Tree tree;
@@ -838,7 +872,7 @@ class Worker {
 std::mutex Worker::guard;
 
 void solve(Network &net, Task &task, int threads) {
-    constexpr size_t BLOCK = 64;
+    constexpr size_t BLOCK = Worker::BLOCK;
     const size_t blocks = (task.n + BLOCK - 1) / BLOCK, tasks = task.counts ? std::min<size_t>(blocks, 8) : blocks;
     const size_t workers = size_t(std::max(1, threads)), shared = net.linear.size();
     std::vector<std::unique_ptr<Worker>> crew(std::min(workers, std::max<size_t>(tasks, 1)));
@@ -849,6 +883,7 @@ void solve(Network &net, Task &task, int threads) {
         double *counts = nullptr;
         if (task.counts) sums[t].assign(shared, 0.0), counts = sums[t].data();
         const size_t begin = t * blocks / tasks * BLOCK, end = std::min(task.n, (t + 1) * blocks / tasks * BLOCK);
+        if (end - begin <= BLOCK && crew[worker]->complete_rows(begin, end - begin)) return;
         for (size_t i = begin; i < end; ++i) crew[worker]->one(i, counts);
     });
     for (auto &each : sums)

@@ -13,7 +13,7 @@ from probgen.conditionals import Conditional, Point
 from probgen.errors import ParameterError, StructureError, SupportError, nearest
 from probgen.events import Category
 from probgen.logprob import Kind
-from probgen.model import _generator
+from probgen.model import generator_of
 from probgen.models.bayesnet import evidence, mechanisms
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def _refuse_open_edges(net: "BayesianNetwork", values: Mapping[str, Any]) -> Non
             "do() after do() on a learned graph: what is left does not show its equivalence class", "one do() of all",
             "Set the nodes together, or assume_graph=True takes the graph as it is",
         )  # fmt: skip
-    loose = [f"{a} - {b}" for a, b in net.cpdag()[1] if (a in values) != (b in values)]
+    known = net.cpdag() if net.structure is None else net.structure.cpdag  # the latter counts what the user has fixed
+    loose = [f"{a} - {b}" for a, b in known[1] if (a in values) != (b in values)]
     if loose:
         raise StructureError(
             f"do({', '.join(values)}) on a learned graph: {', '.join(loose[:6])} points either way within its Markov "
@@ -213,7 +214,7 @@ def counterfactual(
         _refuse_open_edges(net, values)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise ParameterError(f"draws={draws!r}", "a whole number, at least 1")
-    generator = _generator(seed)
+    generator = generator_of(seed)
     cells, keys, _ = evidence.rows(net, x)
     numbers = {name: Point(value).bind(net.event.columns[name]).value for name, value in values.items()}
     world = mechanisms.World(net, numbers, _declared(net, mechanism), draws, generator)

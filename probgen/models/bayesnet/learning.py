@@ -13,7 +13,6 @@ from probgen.errors import DataError, FitError, ParameterError
 from probgen.model import FitReport
 from probgen.models.bayesnet.em import Problem, expect, log_likelihood, maximise
 from probgen.models.bayesnet.posterior import (
-    TableCounts,
     log_marginal,
     pseudo_counts,
     sample_networks,
@@ -157,12 +156,12 @@ def _keep_counts(problem: Problem) -> None:
     nats, found = expect(problem)
     gaps = torch.zeros(1, len(net.variables), dtype=torch.bool) if problem.complete else problem.x.isnan()
     net.n_rows, net.log_likelihood = len(problem) - int(gaps.all(1).sum()), nats
-    net.table_counts, gappy = {}, gaps.any(0)
-    for key, (_, nodes) in enumerate(owners(net)):
+    gappy = gaps.any(0)
+    for key, (conditional, nodes) in enumerate(owners(net)):
         family = [net.index[n] for name in nodes for n in (name, *net.parents[name])]
-        if key in found.counts:
-            kept = TableCounts(found.counts[key], exact=not bool(gappy[family].any()))
-            net.table_counts.update(dict.fromkeys(nodes, kept))
+        if isinstance(conditional, Tabular) and key in found.counts:
+            conditional.counts.copy_(found.counts[key])
+            conditional.whole.fill_(not bool(gappy[family].any()))
 
 
 def _runs(problem: Problem, generator: torch.Generator, plan: Options) -> list[Run]:

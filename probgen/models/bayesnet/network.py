@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ from probgen.conditionals import Conditional
 from probgen.errors import NotFittedError, ParameterError, StructureError, nearest
 from probgen.events import Category, Column, Event, Table
 from probgen.logprob import LogProb
-from probgen.model import FitReport, GenerativeModel
+from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.bayesnet import evidence, graph, likelihood, queries, scoring
 from probgen.models.bayesnet.byhand import read_tables
+
+if TYPE_CHECKING:
+    from probgen.models.bayesnet.structure import Structure
 
 __all__ = ["BayesianNetwork"]
 
@@ -60,6 +63,7 @@ class BayesianNetwork(GenerativeModel):
     form = "pyarrow"
     limit: int = cliques.LIMIT
     configurations: int = 10_000
+    structure: "Structure | None" = None  # how ``learn`` found the graph
 
     def __init__(
         self,
@@ -239,12 +243,45 @@ class BayesianNetwork(GenerativeModel):
 
         return program.from_pyro(cls, model, *args, **kwargs)
 
+    def sample_networks(self, n: int, *, seed: int | None = None, approximate: bool = False) -> "list[BayesianNetwork]":
+        """n networks whose tables are drawn from their posterior; see ``table_posterior``."""
+        from probgen.models.bayesnet import posterior
+
+        self._check_fitted()
+        return posterior.sample_networks(self, n, generator_of(seed), approximate)
+
     @classmethod
     def learn(cls, data: Any, **options: Any) -> "BayesianNetwork":
         """The graph and its tables from data; options are those of ``structure.learn``."""
         from probgen.models.bayesnet import structure
 
         return structure.learn(data, **options)
+
+    @classmethod
+    def dynamic(
+        cls,
+        event: Table,
+        within: Sequence[tuple[str, str]] = (),
+        between: Sequence[tuple[str, str]] = (),
+        length: int = 2,
+        **options: Any,
+    ) -> "BayesianNetwork":
+        """A two-slice template unrolled to columns "x[0]", "x[1]", ...; see ``dynamic.dynamic``, ``slices``, ``rows``."""
+        from probgen.models.bayesnet import dynamic
+
+        return dynamic.dynamic(event, within, between, length, **options)
+
+    def of_length(self, length: int) -> "BayesianNetwork":
+        """An unrolled network of another number of slices, with the parameters of this one."""
+        from probgen.models.bayesnet import dynamic
+
+        return dynamic.of_length(self, length)
+
+    def rows(self, sequences: Any, **options: Any) -> Any:
+        """Sequences as rows of an unrolled network, cells beyond their ends missing; see ``dynamic.rows``."""
+        from probgen.models.bayesnet import dynamic
+
+        return dynamic.rows(self, sequences, **options)
 
     # Hooks
 

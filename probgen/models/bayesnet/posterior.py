@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,20 +15,7 @@ from probgen.models.bayesnet.em import codes_of, count
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
-__all__ = ["TableCounts", "log_marginal", "pseudo_counts", "sample_networks", "table_posterior"]
-
-
-@dataclass(frozen=True, eq=False)
-class TableCounts:
-    """How often a fit met each configuration of a family.
-
-    Arguments:
-        counts: Shaped as the table.
-        exact: Whether no cell of the family was missing; else they are expected numbers.
-    """
-
-    counts: Tensor
-    exact: bool
+__all__ = ["log_marginal", "pseudo_counts", "sample_networks", "table_posterior"]
 
 
 def pseudo_counts(cards: Sequence[int], prior: str, strength: float) -> float:
@@ -47,21 +33,20 @@ def table_posterior(net: "BayesianNetwork", name: str, approximate: bool = False
         approximate: Takes expected counts where cells of the family were missing; too narrow by what those leave open.
 
     Raises:
-        NotFittedError: the network was not fitted to data in this session.
+        NotFittedError: the network was not fitted to data.
         StructureError: the node has no free table, or missing cells make its posterior a mixture of many Dirichlets.
         ParameterError: the fit had no prior and some configuration was never seen, so that no posterior exists.
     """
     conditional = _table(net.conditional(name), name)
-    found: TableCounts | None = (getattr(net, "table_counts", None) or {}).get(name)
-    if found is None:
-        raise NotFittedError("This network keeps no counts", "a network that was fitted to data here", "Call .fit(x)")
-    if not found.exact and not approximate:
+    if not net.n_rows:
+        raise NotFittedError("This network was not fitted to data", "one that has counted some", "Call .fit(x)")
+    if not conditional.whole and not approximate:
         raise StructureError(
             f"Cells of the family of {name!r} were missing: its posterior is no single Dirichlet",
             "data that are complete in that family",
             "approximate=True takes expected counts, which makes it too narrow",
         )
-    concentrations = found.counts + conditional.pseudo
+    concentrations = conditional.counts + conditional.pseudo
     if bool((concentrations <= 0).any()):
         raise ParameterError(
             f"{int((concentrations <= 0).sum())} cells of the table of {name!r} have no data and no pseudo-counts",

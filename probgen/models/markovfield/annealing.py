@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AIS", "RAISE", "ReverseAIS"]
 
-_CELLS = 1 << 22  # cells of work at a time
+_CELLS = 1 << 19  # cells of work at a time
 
 
 class _Pieces(NamedTuple):

@@ -55,6 +55,8 @@ def conditions(model: "MarkovField", given: Any, n: int | None) -> Conditions:
     """
     if not isinstance(given, Mapping) and not frames.is_frame(given):
         raise ParameterError(f"given={given!r:.80}", "cells by column name", "given={'a': 1}, or a frame of conditions")
+    if isinstance(given, Mapping) and not given:
+        raise ParameterError("given={}", "at least one observed cell", "Leave given= out")
     cells, keys, _ = _partial(model, given)
     seen = (~cells.isnan()).any(0).tolist()
     names = tuple(name for name, some in zip(model.event.columns, seen, strict=True) if some)

@@ -14,7 +14,7 @@ from probgen import cliques
 from probgen.errors import NotFittedError, ParameterError, nearest
 from probgen.events import Category, Event, Table
 from probgen.logprob import LogProb
-from probgen.model import Estimator, FitReport, GenerativeModel, _generator
+from probgen.model import Estimator, FitReport, GenerativeModel, generator_of
 from probgen.models.markovfield import evidence, learning, partition, queries
 from probgen.models.markovfield import factors as making
 from probgen.models.markovfield.local import Local, colours
@@ -151,6 +151,12 @@ class MarkovField(GenerativeModel):
 
         self._check_fitted()
         return uai.save(self, path)
+
+    def load_evidence(self, path: str | PathLike) -> Any:
+        """Rows of a UAI evidence file, for the questions and for ``given``; variables go by their order."""
+        from probgen.models.markovfield import uai
+
+        return self.event.restore(uai.read_evidence(self, path), "pyarrow")
 
     def imported(self, *notes: str) -> Self:
         """This field, its potentials declared to be set: it counts as fitted."""
@@ -306,12 +312,13 @@ class MarkovField(GenerativeModel):
         """
         self._check_fitted()
         self._refuse_bad()
+        generator = generator_of(seed)
         if by is None:
             return partition.exact(self)
         if not hasattr(by, "log_partition"):
             raise ParameterError(f"by={by!r}", "LoopyBP(), TreeReweighted(), AIS() or ReverseAIS()")
         with torch.no_grad():
-            return by.log_partition(self, _generator(seed))
+            return by.log_partition(self, generator_of(seed))
 
     def pseudo_log_prob(self, x: Any) -> LogProb:
         """Sum over variables of log p(x_v | all others) of each row: a score, no likelihood (Besag 1975)."""

@@ -112,7 +112,7 @@ def _start(model: "MarkovField", x: Tensor, generator: torch.Generator) -> None:
         if block.ndim == 2:
             levels = torch.arange(block.shape[1], dtype=x.dtype)
             seen = x[:, group.scopes[~hidden, 0]]
-            counts = (seen[..., None] == levels).sum(0) + 0.5
+            counts = (seen[..., None] == levels).sum(0).to(torch.float64) + 0.5
             block[~hidden] = (counts / counts.sum(1, keepdim=True)).log()
 
 
@@ -153,7 +153,7 @@ _Phase = Callable[[list[Tensor]], tuple[float, list[Tensor]]]
 def _data_phase(model: "MarkovField", x: Tensor) -> _Phase:
     """Mean over rows of log f(x), hidden and missing cells summed out, and its gradient in the blocks."""
     patterns, count = x.nan_to_num(nan=-1.0).unique(dim=0, return_counts=True)
-    cells, weights = torch.where(patterns < 0, torch.nan, patterns), count / len(x)
+    cells, weights = torch.where(patterns < 0, torch.nan, patterns), count.to(torch.float64) / len(x)
     _refuse_hard_rows(model, cells, x)
     if not len(model.unseen) and not bool(cells.isnan().any()):
         return _moments(model, cells, weights)
@@ -163,7 +163,7 @@ def _data_phase(model: "MarkovField", x: Tensor) -> _Phase:
             leaves = [block.detach().requires_grad_() for block in blocks]
             nats = (unnormalised(model, cells, leaves)[0] * weights).sum()
             found = torch.autograd.grad(nats, leaves, allow_unused=True)
-        return float(nats), [torch.zeros_like(b) if g is None else g for g, b in zip(found, blocks, strict=True)]
+        return float(nats.detach()), [torch.zeros_like(b) if g is None else g for g, b in zip(found, blocks, strict=True)]
 
     return phase
 
@@ -211,7 +211,7 @@ def _pseudo(model: "MarkovField", x: Tensor, options: Options) -> FitReport:
         what = "a field with hidden variables" if len(model.unseen) else "rows with missing cells"
         raise StructureError(f"Pseudo-likelihood of {what}", "complete rows of visible variables", 'method="persistent"')
     patterns, count = x.unique(dim=0, return_counts=True)
-    weights, classes = count / len(x), model.local().classes
+    weights, classes = count.to(torch.float64) / len(x), model.local().classes
     _refuse_hard_rows(model, patterns, x)
 
     def objective(blocks: list[Tensor]) -> tuple[float, list[Tensor]]:
@@ -219,7 +219,7 @@ def _pseudo(model: "MarkovField", x: Tensor, options: Options) -> FitReport:
             leaves = [block.detach().requires_grad_() for block in blocks]
             nats = (Local(model.cards, model.groups, leaves).pseudo(patterns, classes) * weights).sum()
             found = torch.autograd.grad(nats, leaves)
-        return float(nats), list(found)
+        return float(nats.detach()), list(found)
 
     report = _ascend(model, objective, options)
     return FitReport(report.objective, report.steps, report.stopped, notes=("the objective is the pseudo-likelihood",))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Partition", "affordable", "draw_sides", "exact", "expected", "refusal", "side_codes", "sides"]
 
 _SIDE = 1 << 20  # configurations of one side that are gone through
-_CELLS = 1 << 22  # cells of work at a time
+_CELLS = 1 << 18  # cells of work at a time
 
 
 @dataclass(frozen=True)

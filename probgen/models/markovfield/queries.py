@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Marginals", "conditional_log_prob", "draw", "marginals", "mpe", "normalised", "refused", "unnormalised"]
 
-_CELLS = 1 << 22  # cells of work at a time
+_CELLS = 1 << 19  # cells of work at a time
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,7 +78,7 @@ class Plan:
             data = scorer.data
             graph = tan(data, self.target) if self.method == "tan" else chow_liu(data, self.root)
             return Found(graph, data, bounds)
-        if scorer.total(parents_of(bounds.required)) == -np.inf:
+        if scorer.data.mixed and scorer.total(parents_of(bounds.required)) == -np.inf:
             raise DataError(
                 "The required edges leave configurations with fewer rows than their regression has coefficients",
                 "more rows, or fewer required parents of continuous columns",
@@ -156,7 +156,7 @@ def learn(
     prior = (score if plan.criterion.bayesian else "none") if prior is None else prior
     net.fit(data, seed=seed, prior=prior, strength=float(ess))
     net.report = replace(_report(net), notes=(*_report(net).notes, *found.notes))
-    net.structure = found  # type: ignore[assignment]
+    net.structure = found
     return net
 
 
@@ -188,7 +188,7 @@ def search(event: Table, x: Tensor, plan: Plan, seed: int, replicates: int = 0, 
     found = _once(event, x, plan, seed)
     names, parents = found.data.names, parents_of(found.graph)
     scorer = Scorer(found.data, Criterion("loglik") if plan.tree else plan.criterion)
-    parts = {name: scorer.local(child, parents[child]) for child, name in enumerate(names)}
+    parts = dict(zip(names, scorer.locals(parents), strict=True))
     known = edges_of(names, found.graph.astype(bool) & found.bounds.known)
     strengths = bootstrapped(names, len(x), replicates, _learner(event, x, plan), seed, workers) if replicates else None
     one = ("one row: it can show no edge",) if len(x) == 1 else ()

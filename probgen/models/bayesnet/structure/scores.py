@@ -102,7 +102,14 @@ class Scorer:
 
     def total(self, parents: Sequence[Sequence[int]]) -> float:
         """The score of a graph, given each variable's parents."""
-        return sum(self.local(child, own) for child, own in enumerate(parents))
+        return sum(self.locals(parents))
+
+    def locals(self, parents: Sequence[Sequence[int]]) -> list[float]:
+        """The score of each family of a graph; those not yet known are counted at once."""
+        keys = [(child, tuple(sorted(own))) for child, own in enumerate(parents)]
+        new = [key for key in keys if key not in self._rows]
+        self._rows |= dict(zip(new, self.rows(new), strict=True)) if new else {}
+        return [float(self._rows[key][key[0]]) for key in keys]
 
     def row(self, child: int, parents: Sequence[int]) -> np.ndarray:
         key = (child, tuple(sorted(parents)))
