@@ -16,8 +16,8 @@ from probgen.estimate import Enumerate
 from probgen.events import Array, Series, Table
 from probgen.events.table import Real
 from probgen.logprob import Kind
-from probgen.models.crf import LinearChainCRF
 from probgen.model import FitReport
+from probgen.models.crf import LinearChainCRF
 
 K, P = 3, 2
 INPUTS = Series((P,), missing=False)
@@ -50,9 +50,9 @@ def all_labels(t):
 
 
 def by_hand(m, y, u):
-    agree = [l for l in all_labels(len(y)) if all(np.isnan(a) or a == b for a, b in zip(y, l, strict=True))]
-    total = np.logaddexp.reduce([score(m, l, u) for l in all_labels(len(y))])
-    return np.logaddexp.reduce([score(m, l, u) for l in agree]) - total
+    agree = [own for own in all_labels(len(y)) if all(np.isnan(a) or a == b for a, b in zip(y, own, strict=True))]
+    total = np.logaddexp.reduce([score(m, own, u) for own in all_labels(len(y))])
+    return np.logaddexp.reduce([score(m, own, u) for own in agree]) - total
 
 
 @pytest.mark.parametrize("scale", [1.0, 300.0])
@@ -61,33 +61,35 @@ def test_likelihoods_with_and_without_gaps_equal_sums_over_all_labels(scale):
     ys[2][[0, 2]] = math.nan
     found = m.log_prob(ys, given=us)
     assert found.kind is Kind.EXACT
-    np.testing.assert_allclose(found.nats, [by_hand(m, y, u) for y, u in zip(ys, us, strict=True)], rtol=1e-11, atol=1e-9)
+    np.testing.assert_allclose(
+        found.nats, [by_hand(m, y, u) for y, u in zip(ys, us, strict=True)], rtol=1e-11, atol=1e-9
+    )
 
 
 def test_probabilities_of_all_labels_of_some_inputs_sum_to_one():
     m, u = planted(2), data()[1][2]
-    labels = [np.array(l, dtype=float) for l in all_labels(4)]
+    labels = [np.array(own, dtype=float) for own in all_labels(4)]
     assert np.exp(m.log_prob(labels, given=[u] * len(labels)).nats).sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_decoding_and_marginals_are_those_of_the_enumeration_and_keep_known_labels():
     m, u = planted(3), data()[1][2]
     y = np.array([math.nan, 2.0, math.nan, math.nan])
-    agree = [l for l in all_labels(4) if l[1] == 2]
-    weights = np.exp([score(m, l, u) for l in agree])
+    agree = [own for own in all_labels(4) if own[1] == 2]
+    weights = np.exp([score(m, own, u) for own in agree])
     assert m.decode([y], given=[u])[0].tolist() == list(agree[int(weights.argmax())])
     shares = np.zeros((4, K))
     for label, w in zip(agree, weights / weights.sum(), strict=True):
         shares[np.arange(4), label] += w
     np.testing.assert_allclose(m.marginals([y], given=[u])[0], shares, atol=1e-12)
-    best = max(all_labels(4), key=lambda l: score(m, l, u))
+    best = max(all_labels(4), key=lambda own: score(m, own, u))
     assert m.decode(given=[u])[0].tolist() == list(best)
 
 
 def pvalue(draws, m, u):
     labels = all_labels(len(u))
-    p = np.exp([by_hand(m, np.array(l, dtype=float), u) for l in labels])
-    seen = np.array([sum(1 for d in draws if tuple(d.astype(int)) == l) for l in labels])
+    p = np.exp([by_hand(m, np.array(own, dtype=float), u) for own in labels])
+    seen = np.array([sum(1 for d in draws if tuple(d.astype(int)) == own) for own in labels])
     return stats.chisquare(seen, p * len(draws)).pvalue
 
 
@@ -160,7 +162,8 @@ def test_a_saved_one_gives_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("build", [
-    lambda: LinearChainCRF(Array((2,))), lambda: LinearChainCRF(Series()), lambda: LinearChainCRF(Series((2,), levels=3)),
+    lambda: LinearChainCRF(Array((2,))), lambda: LinearChainCRF(Series()),
+    lambda: LinearChainCRF(Series((2,), levels=3)),
     lambda: LinearChainCRF(Table({"a": Real()})), lambda: LinearChainCRF(Series(levels=2), Series((2,))),
     lambda: LinearChainCRF(Series(levels=2), 3),
 ])  # fmt: skip

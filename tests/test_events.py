@@ -1545,7 +1545,7 @@ def test_a_cell_that_is_no_level_is_named_as_if_cells_were_read_one_by_one(data,
         for slow in (False, True):
             with pytest.MonkeyPatch.context() as patch:
                 if slow:
-                    patch.setattr("probgen.frames._positions", lambda *_: None)
+                    patch.setattr("probgen.frames.incoming._positions", lambda *_: None)
                 try:
                     answers.append(event.check(frame).x.tolist())
                 except DataError as problem:
@@ -1566,7 +1566,7 @@ def test_levels_in_a_frame_are_not_read_cell_by_cell(frame, monkeypatch):
     def told(*_):
         raise RuntimeError("cell by cell")
 
-    monkeypatch.setattr("probgen.frames._cells", told)
+    monkeypatch.setattr("probgen.frames.incoming._cells", told)
     event = Table({"a": Category(("y", "x"))})
     np.testing.assert_array_equal(event.check(frame).x[:, 0].numpy(), [1, nan, 0])
     with pytest.raises(DataError, match="cell by cell"):  # the twin: what is no level is read so, and named

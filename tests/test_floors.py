@@ -20,9 +20,9 @@ DOORS = {
     "diffusers": {"foreign/diffusers.py"},
     "hmmlearn": {"foreign/hmmlearn.py"},
     "matplotlib": {"plots.py"},
-    "narwhals": {"frames.py"},
+    "narwhals": {"frames"},
     "pgmpy": {"foreign/pgmpy.py"},
-    "pyarrow": {"frames.py"},
+    "pyarrow": {"frames"},
     "rich": {"cli/outputs.py", "training.py"},  # the progress display stands with the training loop
     "safetensors": {"store.py"},
     "sklearn": {"datasets.py", "evaluate/sklearn.py", "foreign/sklearn.py"},
@@ -55,7 +55,8 @@ def trespasses(path, room):
 
 def room_of(path):
     room = path.relative_to(ROOT / "probgen").as_posix()
-    return "events" if room.startswith("events/") else room
+    folder = room.partition("/")[0]
+    return folder if folder in ("events", "frames") else room
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())

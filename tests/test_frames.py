@@ -473,13 +473,13 @@ def break_open(monkeypatch, verb, error):
     def opened(*args):
         return Failing(open(*args), verb, error)
 
-    monkeypatch.setattr(frames, "open", opened, raising=False)
+    monkeypatch.setattr(frames.files, "open", opened, raising=False)
 
 
 DENIED = PermissionError(errno.EACCES, "Permission denied")
 FULL = OSError(errno.ENOSPC, "No space left on device")
 BREAKS = {
-    "open": lambda m: m.setattr(frames, "open", failing(DENIED), raising=False),
+    "open": lambda m: m.setattr(frames.files, "open", failing(DENIED), raising=False),
     "write": lambda m: break_open(m, "write", FULL),
     "flush": lambda m: break_open(m, "flush", FULL),
     "close": lambda m: break_open(m, "close", FULL),
@@ -519,7 +519,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
 def in_place(path, chunks):
     """Planted bug: the file is overwritten where it stands."""
-    with frames.open(path, "wb") as file:
+    with frames.files.open(path, "wb") as file:
         for chunk in chunks:
             file.write(chunk)
 

@@ -91,7 +91,8 @@ def rbm(visible=5, hidden=3, seed=0, scale=1.0):
 
 FIELDS = {
     "loop": lambda: small(1), "zeros": lambda: small(2, zero=True), "strong": lambda: small(3, 400.0),
-    "hidden": lambda: small(4, hidden=("b", "d")), "rbm": rbm, "ising": lambda: MarkovField.ising(3, 3, 0.5, -0.2, True),
+    "hidden": lambda: small(4, hidden=("b", "d")), "rbm": rbm,
+    "ising": lambda: MarkovField.ising(3, 3, 0.5, -0.2, True),
     "grid": lambda: MarkovField.grid(2, 3, unary=np.arange(18.0).reshape(2, 3, 3) / 9, across=np.eye(3), levels=3),
 }  # fmt: skip
 
@@ -117,7 +118,10 @@ def test_marginals_and_the_best_completion_are_those_of_the_enumeration(name):
     m = FIELDS[name]()
     rows, codes = gappy(m, 8), configurations(m)
     logs = energies(m, codes)
-    found, best = m.marginals(m.event.restore(torch.from_numpy(rows), "dict")), m.mpe(m.event.restore(torch.from_numpy(rows), "dict"))
+    found, best = (
+        m.marginals(m.event.restore(torch.from_numpy(rows), "dict")),
+        m.mpe(m.event.restore(torch.from_numpy(rows), "dict")),
+    )
     for i, row in enumerate(rows):
         agree = (np.isnan(row) | (row == codes[:, : len(row)])).all(1)
         weights = np.exp(logs[agree] - logs[agree].max())
@@ -135,7 +139,9 @@ def test_conditional_likelihoods_are_ratios_and_need_no_log_z():
     answer = m.log_prob(rest, given={"b": 2})
     rows = np.array([[0, np.nan, 1, np.nan], [1, np.nan, np.nan, 0]])
     both = np.where([False, True, False, False], 2.0, rows)
-    np.testing.assert_allclose(answer.nats, summed(m, both) - summed(m, np.array([[np.nan, 2, np.nan, np.nan]])), rtol=1e-12)
+    np.testing.assert_allclose(
+        answer.nats, summed(m, both) - summed(m, np.array([[np.nan, 2, np.nan, np.nan]])), rtol=1e-12
+    )
     large = MarkovField.ising(20, 20, 0.3)
     rows = np.ones((1, 400))
     known = {f"x{i}_{j}": 1 for i in range(20) for j in range(20) if (i, j) != (3, 3)}
@@ -221,7 +227,11 @@ def warmer(m):
 @pytest.mark.parametrize("method", ["exact", "gibbs"])
 @pytest.mark.parametrize("name", ["loop", "rbm", "ising3"])
 def test_draws_follow_the_density(method, name):
-    m = {"loop": lambda: small(6, 0.7), "rbm": lambda: rbm(5, 3, 4, 0.8), "ising3": lambda: MarkovField.ising(2, 3, 0.3)}[name]()
+    m = {
+        "loop": lambda: small(6, 0.7),
+        "rbm": lambda: rbm(5, 3, 4, 0.8),
+        "ising3": lambda: MarkovField.ising(2, 3, 0.3),
+    }[name]()
     options = {"method": method, "sweeps": 60, "seed": 0}
     assert chi_square(m, m.sample(20_000, **options)) > 1e-6
     assert chi_square(m, warmer(warmer(m)).sample(20_000, **options)) < 1e-6
@@ -399,7 +409,9 @@ def test_the_enumerated_program_gives_the_likelihood(name, share):
     assert -loss == pytest.approx(exact.sum(), abs=1e-10)
     trace = pyro.poutine.trace(m.model).get_trace(x)
     assert sum(site.startswith("potential_") for site in trace.nodes) == len(m.factors)
-    assert -loss - float(trace.nodes["log_partition"]["fn"].log_factor.sum()) == pytest.approx(summed(m, rows).sum(), abs=1e-9)
+    assert -loss - float(trace.nodes["log_partition"]["fn"].log_factor.sum()) == pytest.approx(
+        summed(m, rows).sum(), abs=1e-9
+    )
 
 
 def test_a_file_keeps_every_bit_of_the_potentials(tmp_path):
@@ -414,7 +426,7 @@ def test_a_file_keeps_every_bit_of_the_potentials(tmp_path):
         assert len(a) == len(b)
     again.save_file(tmp_path / "b.uai")
     once = MarkovField.load_file(tmp_path / "b.uai")
-    assert (once.log_prob(np.zeros((1, 4))).nats == pytest.approx(again.log_prob(np.zeros((1, 4))).nats, abs=1e-14))
+    assert once.log_prob(np.zeros((1, 4))).nats == pytest.approx(again.log_prob(np.zeros((1, 4))).nats, abs=1e-14)
 
 
 def test_pgmpy_reads_our_files_the_same_way(tmp_path):
@@ -433,7 +445,9 @@ def test_the_format_is_read_as_published(tmp_path):
     m = MarkovField.load_file(tmp_path / "f.uai")
     assert float(m.log_partition()) == pytest.approx(math.log(4 * 6 + 2.4 * 9 + 6))
     assert m.report.stopped == "imported"
-    (tmp_path / "g.uai").write_text(GOOD.replace("\n2\n2 0 1", "\n3\n2 0 1\n2 1 0").replace("\n4\n", "\n4\n1 2 3 4\n4\n"))
+    (tmp_path / "g.uai").write_text(
+        GOOD.replace("\n2\n2 0 1", "\n3\n2 0 1\n2 1 0").replace("\n4\n", "\n4\n1 2 3 4\n4\n")
+    )
     twice = MarkovField.load_file(tmp_path / "g.uai")
     assert "joined" in twice.report.notes[1]
     # (0, 1): 1 2 3 4, (1, 0): 4 2.4 1 0
@@ -506,7 +520,9 @@ def test_answers_do_not_depend_on_batch_order_or_form():
 
 def test_a_picture_is_drawn(tmp_path):
     for name in ("m.png", "m.dot"):
-        assert rbm(3, 2).plot(tmp_path / name, **({} if name.endswith("dot") else {"engine": "own"})).stat().st_size > 100
+        assert (
+            rbm(3, 2).plot(tmp_path / name, **({} if name.endswith("dot") else {"engine": "own"})).stat().st_size > 100
+        )
     with pytest.raises(ParameterError):
         rbm(3, 2).plot(tmp_path / "m.txt")
 
@@ -517,14 +533,16 @@ Z22 = np.zeros((2, 2))
 
 
 @pytest.mark.parametrize("build", [
-    lambda: MarkovField({("a", "b"): np.array([[0, math.nan], [0, 0]])}), lambda: MarkovField({("a",): [0.0, math.inf]}),
+    lambda: MarkovField({("a", "b"): np.array([[0, math.nan], [0, 0]])}),
+    lambda: MarkovField({("a",): [0.0, math.inf]}),
     lambda: MarkovField({("a",): [-math.inf, -math.inf]}), lambda: MarkovField({("a",): []}),
     lambda: MarkovField({("a",): ["x", "y"]}), lambda: MarkovField({("a",): [[0, 1], [2]]}),
     lambda: MarkovField({("a", "b"): np.zeros(2)}), lambda: MarkovField({("a",): np.zeros(3), ("a", "b"): Z22}),
     lambda: MarkovField({("a", "a"): Z22}), lambda: MarkovField({("a", "b"): Z22, ("b", "a"): Z22}),
     lambda: MarkovField({}), lambda: MarkovField({(): 0.0}), lambda: MarkovField({(1, 2): Z22}), lambda: MarkovField(3),
     lambda: MarkovField("ab"), lambda: MarkovField([("a", "b")]), lambda: MarkovField([("a", "b")], levels={"a": 2}),
-    lambda: MarkovField({("a",): [0, 1]}, levels={"a": 2, "b": 2}), lambda: MarkovField({("a",): [0, 1]}, levels={"a": 3}),
+    lambda: MarkovField({("a",): [0, 1]}, levels={"a": 2, "b": 2}),
+    lambda: MarkovField({("a",): [0, 1]}, levels={"a": 3}),
     lambda: MarkovField({("a",): [0, 1]}, levels={"a": ("x", "x")}), lambda: MarkovField({("a",): [0, 1]}, levels=2),
     lambda: MarkovField({("a",): [0, 1]}, hidden=("a",)), lambda: MarkovField({("a",): [0, 1]}, hidden=("h",)),
     lambda: MarkovField({("a",): [0, 1]}, hidden="a"), lambda: MarkovField({("a",): [0, 1]}, Table({"a": Real()})),
@@ -554,7 +572,8 @@ def test_a_variable_without_factors_is_named():
     lambda m: m.fit(np.zeros((2, 4)), method="mcmc"), lambda m: m.fit(np.zeros((2, 4)), l2=-1.0),
     lambda m: m.fit(np.zeros((2, 4)), max_iter=0), lambda m: m.fit(np.zeros((2, 4)), tol=math.nan),
     lambda m: m.fit(np.zeros((2, 4)), chains=True), lambda m: m.potential("a", "c"), lambda m: AIS(chains=1),
-    lambda m: AIS(temperatures=0), lambda m: LoopyBP(damping=1.0), lambda m: LoopyBP(tol=-1), lambda m: m.log_partition(seed=-1),
+    lambda m: AIS(temperatures=0), lambda m: LoopyBP(damping=1.0), lambda m: LoopyBP(tol=-1),
+    lambda m: m.log_partition(seed=-1),
     lambda m: m.log_prob({"a": [0], "b": [0], "c": [0], "d": [0]}, given={"a": 0}),
 ])  # fmt: skip
 def test_questions_that_make_no_sense_are_refused(ask):

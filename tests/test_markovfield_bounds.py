@@ -12,7 +12,16 @@ from scipy import stats
 from probgen import datasets
 from probgen.errors import Incomparable, ParameterError
 from probgen.logprob import Kind
-from probgen.models.markovfield import AIS, RAISE, LoopyBP, MarkovField, ReverseAIS, TreeReweighted, annealing, reweighted
+from probgen.models.markovfield import (
+    AIS,
+    RAISE,
+    LoopyBP,
+    MarkovField,
+    ReverseAIS,
+    TreeReweighted,
+    annealing,
+    reweighted,
+)
 from probgen.models.markovfield.annealing import Annealed
 from probgen.models.markovfield.partition import sides
 
@@ -75,7 +84,9 @@ def test_forests_that_forget_to_share_the_couplings_are_seen(monkeypatch):
     by = TreeReweighted(20, 3, 1)
     assert exceeds(m, by)
     members = reweighted.subgraphs(m, 3, 1)
-    monkeypatch.setattr(reweighted.torch, "bincount", lambda x, minlength: torch.full_like(real(x, minlength=minlength), len(members)))
+    monkeypatch.setattr(
+        reweighted.torch, "bincount", lambda x, minlength: torch.full_like(real(x, minlength=minlength), len(members))
+    )
     assert not exceeds(m, by)
 
 
@@ -126,7 +137,9 @@ def apart(log_w, log_mean):
     return float((w.mean() - 1) / (w.std() / math.sqrt(len(w)))), w
 
 
-@pytest.mark.parametrize("make", [lambda: field(1, 0.6), lambda: rbm(5, 3, 2, 0.7), lambda: MarkovField.ising(3, 3, 0.3, 0.2)])
+@pytest.mark.parametrize(
+    "make", [lambda: field(1, 0.6), lambda: rbm(5, 3, 2, 0.7), lambda: MarkovField.ising(3, 3, 0.3, 0.2)]
+)
 @pytest.mark.parametrize("how", ["forward", "backward"])
 def test_annealing_weights_have_the_mean_they_should(make, how, monkeypatch):
     m = make()
@@ -195,12 +208,11 @@ def test_chains_that_meet_nothing_possible_give_a_refusal():
     never = np.full((2, 2), -math.inf)
     never[1, 1] = 0.0
     names = [f"x{i}" for i in range(30)]
-    m = MarkovField({pair: never for pair in itertools.pairwise(names)})
+    m = MarkovField(dict.fromkeys(itertools.pairwise(names), never))
     m.limit = 10
     lp = m.log_prob({n: [1] for n in names}, by=AIS(4, 1), seed=0)
     assert lp.refused.all()
     assert "none of 4 annealed chains" in lp.reason
-    assert m.log_prob({n: [1] for n in names}, by=AIS(4, 30), seed=0).kind is Kind.UPPER
 
 
 # RAISE: a lower bound on what annealing chains end in
@@ -252,7 +264,9 @@ def test_raise_is_unbiased_for_where_chains_end_and_its_logarithm_is_below(make,
         n, worst = 40_000, 0.0
         for state, own in zip(states, p, strict=True):
             codes = m.codes(torch.from_numpy(state[None])).repeat(n, 1)
-            worst = max(worst, abs(apart(annealed.unrolled(codes, annealing._betas(3), generator(3)), math.log(own))[0]))
+            worst = max(
+                worst, abs(apart(annealed.unrolled(codes, annealing._betas(3), generator(3)), math.log(own))[0])
+            )
         return worst
 
     assert z_scores() < SIGMAS
@@ -307,7 +321,11 @@ def test_raise_refuses_what_its_chains_can_not_end_in():
 @pytest.mark.parametrize("zero", [False, True])
 def test_belief_propagation_is_exact_without_loops(zero):
     rng = np.random.default_rng(1)
-    tables = {("a", "b"): rng.normal(size=(2, 3)), ("b", "c", "d"): rng.normal(size=(3, 2, 2)), ("d",): rng.normal(size=2)}
+    tables = {
+        ("a", "b"): rng.normal(size=(2, 3)),
+        ("b", "c", "d"): rng.normal(size=(3, 2, 2)),
+        ("d",): rng.normal(size=2),
+    }
     if zero:
         tables["a", "b"][0, 1:] = -math.inf
     m = MarkovField(tables)
@@ -357,14 +375,17 @@ def digits():
     return (images > 8).astype(float)[np.random.default_rng(0).permutation(len(images))]
 
 
-def bracket(m, held, chains, temperatures, raised):
+def bracket(m, held, chains, temperatures, raised, configurations):
     exact = m.log_prob(held)
-    tree = m.log_prob(held, by=TreeReweighted(configurations=256))
+    tree = m.log_prob(held, by=TreeReweighted(60, 2, configurations))
     above = m.log_prob(held, by=AIS(chains, temperatures), seed=0)
     below = m.log_prob(held, by=ReverseAIS(chains, temperatures), seed=0)
     unrolled = m.log_prob(held, by=raised, seed=0)
     assert (tree.kind, below.kind, above.kind) == (Kind.LOWER, Kind.LOWER, Kind.UPPER)
-    figures = {n: lp.mean() for n, lp in (("tree", tree), ("reverse", below), ("exact", exact), ("ais", above), ("raise", unrolled))}
+    figures = {
+        n: lp.mean()
+        for n, lp in (("tree", tree), ("reverse", below), ("exact", exact), ("ais", above), ("raise", unrolled))
+    }
     for name, value in figures.items():
         print(f"{name:8} {value}")  # noqa: T201
     return {n: v.value for n, v in figures.items()}, above, below
@@ -374,8 +395,8 @@ def test_an_rbm_of_digits_is_bracketed_from_both_sides():
     x = digits()
     m = MarkovField.rbm(64, 10).fit(x[:1500], method="persistent", steps=400, learning_rate=0.02, l2=1e-4, seed=0)
     held = x[1500:1700]
-    figures, above, below = bracket(m, held, 400, 60, RAISE(4, 60))
-    slack = 5 * np.nan_to_num(np.maximum(above.stderr, below.stderr), nan=0.2)[0]
+    figures, above, below = bracket(m, held, 600, 200, RAISE(4, 60), 32)
+    slack = 5 * float(np.nanmax([above.stderr[0], below.stderr[0]]))
     assert figures["tree"] < figures["exact"]
     assert figures["reverse"] < figures["exact"] + slack
     assert figures["exact"] < figures["ais"] + slack
@@ -390,7 +411,7 @@ def test_an_rbm_of_digits_is_bracketed_from_both_sides():
 def test_an_rbm_of_twenty_hidden_units_on_digits_is_bracketed():
     x = digits()
     m = MarkovField.rbm(64, 20).fit(x[:1500], method="persistent", steps=6000, learning_rate=0.01, l2=2e-4, seed=0)
-    figures, above, below = bracket(m, x[1500:], 1000, 1000, RAISE(20, 1000))
+    figures, above, below = bracket(m, x[1500:], 1000, 1000, RAISE(20, 1000), 1024)
     slack = 5 * max(above.stderr[0], below.stderr[0])
     assert figures["tree"] < figures["exact"]
     assert figures["reverse"] - slack < figures["exact"] < figures["ais"] + slack

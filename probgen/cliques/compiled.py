@@ -1,6 +1,6 @@
 """The way to the compiled kernel: float64 tables on the CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -90,7 +90,19 @@ def mpe(native: ModuleType, plan: Plan, tables: Sequence[Tensor], codes: Tensor)
     return torch.from_numpy(out), nats
 
 
-def sample(native: ModuleType, plan: Plan, tables: Sequence[Tensor], codes: Tensor, uniforms: Tensor) -> Tensor:
-    out = np.empty(tuple(uniforms.shape))
-    _Call(plan, tables, codes).run(native.sample, out, before=(_numbers(uniforms),))
+def sample(
+    native: ModuleType,
+    plan: Plan,
+    tables: Sequence[Tensor],
+    codes: Tensor,
+    draws: int,
+    uniforms: Callable[[tuple[int, ...]], Tensor],
+) -> Tensor:
+    """Draws (n, draws, V); many of one row are made in parts that stay in the cache."""
+    out = np.empty((len(codes), draws, codes.shape[1]))
+    part = draws if len(codes) > 1 else max(4096, plan.cost().entries // max(codes.shape[1], 1))
+    call = _Call(plan, tables, codes)
+    for begin in range(0, draws, part):
+        some = out[:, begin : begin + part]
+        call.run(native.sample, some, before=(uniforms(some.shape).numpy(),))
     return torch.from_numpy(out)

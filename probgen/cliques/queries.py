@@ -1,7 +1,7 @@
 """The questions that factors answer, each by the kernel where it can, else by the torch path."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,16 +159,15 @@ def sample(
     """Exact draws of the open variables given the rest of each row, shape (n, draws, V); NaN for an impossible row."""
     _check(plan, tables, codes)
     _refuse_large(plan, codes, limit, True)
-    uniforms = _uniforms((len(codes), draws, codes.shape[1]), generator)
     native = compiled.kernel_for(tables, codes)
     if native is None:
-        drawn = logspace.sample(plan, tables, codes, uniforms)
+        drawn = logspace.sample(plan, tables, codes, _uniforms(generator)((len(codes), draws, codes.shape[1])))
         possible = logspace.log_prob(plan, tables, codes) > -torch.inf
         return torch.where(possible[:, None, None], drawn, torch.nan)
-    return compiled.sample(native, plan, tables, codes, uniforms)
+    return compiled.sample(native, plan, tables, codes, draws, _uniforms(generator))
 
 
-def _uniforms(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """In [0, 1), float64; NumPy makes them in a third of torch's time."""
-    seed = int(torch.randint(2**62, (), generator=generator))
-    return torch.from_numpy(np.random.Generator(np.random.SFC64(seed)).random(shape))
+def _uniforms(generator: torch.Generator) -> Callable[[tuple[int, ...]], Tensor]:
+    """Numbers in [0, 1), float64, of any shape; NumPy makes them in a third of torch's time."""
+    stream = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, (), generator=generator))))
+    return lambda shape: torch.from_numpy(stream.random(shape))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from probgen.errors import ParameterError
-from probgen.estimate.bound import Weights, log_mean, quality, refuse_without_guide, reliable
+from probgen.estimate.weights import Weights, log_mean, quality, refuse_without_guide, reliable
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["Ladder"]

@@ -344,7 +344,10 @@ def fit_suitable(
         began = time.perf_counter()
         options = {} if share is None else {"budget": share}
         try:
-            models[name] = model = family.for_event(event, **variant).fit(x, seed=seed, **options)
+            if hasattr(family, "learn"):  # its structure comes from the data, too
+                models[name] = model = family.learn(x, event=event, prior="bdeu", seed=seed)
+            else:
+                models[name] = model = family.for_event(event, **variant).fit(x, seed=seed, **options)
             if model.report.stopped == "interrupted":  # type: ignore[union-attr]
                 raise KeyboardInterrupt
         except _BREAKDOWNS as problem:

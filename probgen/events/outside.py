@@ -269,7 +269,8 @@ def columns(
         return _from_mapping(data)
     if frames.is_frame(data):
         cells, keys, declared, codes = frames.coded(data, levels or {})
-        return Columns(cells, keys, declared, frames.form(data), codes)
+        form = frames.CATEGORICAL if frames.categorical(data, levels or ()) else frames.form(data)
+        return Columns(cells, keys, declared, form, codes)
     values, missing = rows(data)
     if values.ndim != 2 or names is None or values.shape[1] != len(names):
         raise ShapeError(

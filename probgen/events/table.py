@@ -238,8 +238,7 @@ class Table(Event):
     def ties(self, x: Tensor) -> str | None:
         """A warning when a real column looks rounded and no resolution is declared."""
         for i, (name, column) in enumerate(self.columns.items()):
-            seen = x[~x[:, i].isnan(), i]
-            if isinstance(column, Real) and (warning := self.cell_event(column).ties(seen)):
+            if isinstance(column, Real) and (warning := self.cell_event(column).ties(x[~x[:, i].isnan(), i])):
                 return warning.replace("column 0", f"column {name!r}")
         return None
 

@@ -507,8 +507,12 @@ class Row {
     void draw(const double *uniforms, int *chosen) const {
         for (size_t e = clusters(); e-- > 0;) {
             const double *table = below.data() + phi_at[e] + place(e, chosen), u = uniforms[tree.member[e]];
+            const int c0 = card(e);
             int pick = 0;
-            while (u >= table[pick]) ++pick;
+            if (c0 <= 8)  // without a branch to guess
+                for (int i = 0; i < c0; ++i) pick += u >= table[i];
+            else
+                while (u >= table[pick]) ++pick;
             chosen[e] = pick;
         }
     }

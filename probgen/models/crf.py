@@ -132,12 +132,12 @@ class LinearChainCRF(GenerativeModel):
             parameters, max_iter=_INNER, tolerance_grad=1e-10, tolerance_change=0.0, line_search_fn="strong_wolfe"
         )
 
-        def closure() -> Tensor:
+        def closure() -> float:
             penalty = sum((p.square().sum() for p in parameters), torch.zeros((), dtype=torch.float64))
             loss = 0.5 * l2 * penalty - self._nats(x, given).sum() / len(x.values)
             optimiser.zero_grad()
             loss.backward()
-            return loss.detach()
+            return float(loss.detach())
 
         values, steps, stopped = self._ascend(optimiser, closure, max_iter, tol)
         optimiser.zero_grad()
@@ -152,14 +152,14 @@ class LinearChainCRF(GenerativeModel):
                 p.data = 0.01 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
 
     def _ascend(
-        self, optimiser: torch.optim.Optimizer, closure: Callable[[], Tensor], max_iter: int, tol: float
+        self, optimiser: torch.optim.Optimizer, closure: Callable[[], float], max_iter: int, tol: float
     ) -> tuple[list[float], int, str]:
-        values, steps = [-float(closure())], 0
+        values, steps = [-closure()], 0
         while steps < max_iter:
             before = [p.detach().clone() for p in self.parameters()]
             optimiser.step(closure)
             steps += _INNER
-            values.append(-float(closure()))
+            values.append(-closure())
             if values[-1] >= values[-2]:
                 if values[-1] - values[-2] < tol:
                     return values, steps, "converged"
@@ -175,9 +175,7 @@ class LinearChainCRF(GenerativeModel):
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
         return LogProb(Kind.EXACT, self._nats(x, given), by="chain")
 
-    def _sample(
-        self, n: int, given: Ragged | None, *, generator: torch.Generator, length: int = 20
-    ) -> Ragged:
+    def _sample(self, n: int, given: Ragged | None, *, generator: torch.Generator, length: int = 20) -> Ragged:
         """``length``: steps of each sequence where there are no inputs; else n sequences for the one of inputs."""
         if given is not None and len(given) != 1:
             raise ShapeError(f"given= holds {len(given)} sequences of inputs", "one, for which n sequences are drawn")

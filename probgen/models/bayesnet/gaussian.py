@@ -28,10 +28,10 @@ def is_gaussian(part: Conditional) -> bool:
 
 
 def regression(part: Conditional) -> tuple[Tensor, Tensor, Tensor]:
-    """Intercepts (K,), weights (K, C) and residual variances (K,) of K configurations; C real parents."""
+    """Intercepts (K,), weights (K, C) and residual scales (K,) of K configurations; C real parents."""
     found, wide = part.natural(), part.configurations
     weights = found["coefficients"].reshape(wide, len(part.continuous_parents))
-    return found["intercept"].reshape(wide), weights, found["scale"].reshape(wide).square()
+    return found["intercept"].reshape(wide), weights, found["scale"].reshape(wide)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,7 @@ class Posterior:
 class Component:
     """Missing real nodes that hang together, and the observed real nodes that they bear on.
 
-    Given the discrete parents and the real parents outside of it, its cells are jointly normal: x = B x + a + e,
-    so with A = (I - B)^-1 the mean is A a and the covariance A diag(var e) A'.
+    Given the discrete parents and the real parents outside of it, its cells are jointly normal: x = B x + a + e.
 
     Arguments:
         latents: Names of missing nodes, parents first.
@@ -101,7 +100,7 @@ class Component:
         return flat
 
     def _system(self, net: "BayesianNetwork") -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
-        """A (C, k, k), a (C, k) and its weights (C, k, E) of outside columns, var e (C, k), and those E columns."""
+        """I - B (C, k, k), a (C, k), its weights (C, k, E) of outside columns, scale of e (C, k), those E columns."""
         nodes = self.nodes
         place = {name: i for i, name in enumerate(nodes)}
         outside = list(dict.fromkeys(p for n in nodes for p in _real(net, net.parents[n]) if p not in place))
@@ -110,16 +109,21 @@ class Component:
         away = torch.zeros(count, k, len(outside), dtype=torch.float64)
         constants, residual = [], []
         for i, name in enumerate(nodes):
-            own, weights, variance = regression(net.conditional(name))
+            own, weights, scale = regression(net.conditional(name))
             which = self._which(net, name)
             constants.append(own[which])
-            residual.append(variance[which])
+            residual.append(scale[which])
             for j, parent in enumerate(_real(net, net.parents[name])):
                 target, column = (inside, place[parent]) if parent in place else (away, outside.index(parent))
                 target[:, i, column] = weights[which, j]
-        spread = torch.linalg.inv(torch.eye(k, dtype=torch.float64) - inside)
         columns = [net.index[name] for name in outside]
-        return spread, torch.stack(constants, 1), away, torch.stack(residual, 1), columns
+        return (
+            torch.eye(k, dtype=torch.float64) - inside,
+            torch.stack(constants, 1),
+            away,
+            torch.stack(residual, 1),
+            columns,
+        )
 
     def log_table(self, net: "BayesianNetwork", x: Tensor, peak: bool = False) -> Tensor:
         """log density of the observed cells with the latents integrated out, (n, *cards), in nats.
@@ -182,51 +186,59 @@ class Component:
 
 
 class _Split:
-    """The joint normal of a component, split into latents and observed cells."""
+    """The joint normal of a component, its latents separated by an orthogonal turn.
+
+    About the mean m each node is one equation of unit noise, W (x - m) = e with W = diag(1 / scale) (I - B). With
+    W = [H S] over latents and observed cells and H = Q R, the latents enter only the first equations of Q' W: what is
+    left over scores the observed cells, and no covariance is ever formed (Golub and Van Loan 2013, 5.3). Equations are
+    sorted by size, which keeps the turn accurate where scales differ by many orders.
+    """
 
     def __init__(self, component: Component, net: "BayesianNetwork") -> None:
-        self.spread, self.constants, self.away, residual, self.outside = component._system(net)
+        self.system, self.constants, self.away, scale, self.outside = component._system(net)
+        if not bool((scale > 0).all()):
+            raise StructureError(
+                f"A residual of {component.nodes} has scale 0", "positive scales", "Give the regressions a scale"
+            )
         self.hidden = len(component.latents)
         self.seen = [net.index[name] for name in component.observed]
-        covariance = (self.spread * residual[:, None]) @ self.spread.mT
-        h = self.hidden
-        self.seen_factor, bad = torch.linalg.cholesky_ex(covariance[:, h:, h:])
-        if bool(bad.any()):
-            raise StructureError(
-                f"{component.observed} are determined by {component.latents}: their covariance has no inverse",
-                "a residual variance above 0 in each observed node",
-                "Give the regressions a scale",
-            )
-        half = torch.linalg.solve_triangular(self.seen_factor, covariance[:, h:, :h], upper=False)
-        self.gain = torch.linalg.solve_triangular(self.seen_factor.mT, half, upper=True).mT  # (C, latents, observed)
-        self.left = covariance[:, :h, :h] - half.mT @ half
-        self.rows = max(1, _ENTRIES // (len(self.spread) * self.spread.shape[1]))
+        equations = self.system / scale[..., None]
+        order = equations.abs().amax(-1).argsort(-1, descending=True)
+        equations = equations.gather(1, order[..., None].expand_as(equations))
+        turn, triangle = torch.linalg.qr(equations[..., : self.hidden], mode="complete")
+        self.triangle = triangle[:, : self.hidden]
+        self.turned = turn.mT @ equations[..., self.hidden :]  # (C, k, observed)
+        unit = torch.eye(self.hidden, dtype=torch.float64).expand_as(self.triangle)
+        inverse = torch.linalg.solve_triangular(self.triangle, unit, upper=True)
+        self.left = inverse @ inverse.mT
+        self.log_scale = scale.log().sum(-1) - 0.5 * self.log_det_left
+        self.rows = max(1, _ENTRIES // (len(self.system) * self.system.shape[1]))
 
     @property
     def log_det_left(self) -> Tensor:
         """Of the latents' covariance given the observed cells, (C,)."""
-        return torch.linalg.slogdet(self.left).logabsdet
+        return -2 * self.triangle.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def _centres(self, x: Tensor) -> Tensor:
         """Means of all nodes, (n, C, k)."""
         shift = self.constants + torch.einsum("cke,ne->nck", self.away, x[:, self.outside])
-        return torch.einsum("cij,ncj->nci", self.spread, shift)
+        return torch.linalg.solve(self.system, shift.permute(1, 2, 0)).permute(2, 0, 1)
 
-    def _residuals(self, x: Tensor, centres: Tensor) -> Tensor:
-        return x[:, None, self.seen] - centres[..., self.hidden :]
+    def _turned(self, x: Tensor, centres: Tensor) -> Tensor:
+        """The observed cells about their means in the turned equations, latents' first, (C, k, n)."""
+        return self.turned @ (x[:, None, self.seen] - centres[..., self.hidden :]).permute(1, 2, 0)
 
     def density(self, x: Tensor) -> Tensor:
         """log N(observed), (n, C)."""
-        away = self._residuals(x, self._centres(x)).permute(1, 2, 0)  # (C, observed, n)
-        scaled = torch.linalg.solve_triangular(self.seen_factor, away, upper=False)
-        half_log_det = self.seen_factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return -0.5 * scaled.square().sum(1).T - half_log_det - 0.5 * len(self.seen) * _LOG_2PI
+        left_over = self._turned(x, self._centres(x))[:, self.hidden :]
+        return -0.5 * left_over.square().sum(1).T - self.log_scale - 0.5 * len(self.seen) * _LOG_2PI
 
     def means(self, x: Tensor) -> Tensor:
         """Of the latents given the observed cells, (n, C, latents)."""
         centres = self._centres(x)
-        pull = torch.einsum("chs,ncs->nch", self.gain, self._residuals(x, centres))
-        return centres[..., : self.hidden] + pull
+        first = self._turned(x, centres)[:, : self.hidden]
+        pull = torch.linalg.solve_triangular(self.triangle, first, upper=True)
+        return centres[..., : self.hidden] - pull.permute(2, 0, 1)
 
 
 def _real(net: "BayesianNetwork", names: Sequence[str]) -> list[str]:

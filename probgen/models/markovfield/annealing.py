@@ -1,7 +1,8 @@
-"""Annealed importance sampling, forwards and backwards: log Z from below and from above, and a bound on what AIS draws."""
+"""Annealed importance sampling, forwards and backwards: bounds on log Z, and on what AIS draws."""
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ class Annealed:
     def forward(self, n: int, betas: list[float], source: Source) -> Tensor:
         """Log weights (n,) whose exponentials have mean Z. Neal (2001), eq. 10."""
         codes, total = self.starts(n, source), torch.full((n,), self.log_start, dtype=torch.float64)
-        for before, beta in zip(betas[:-1], betas[1:], strict=True):
+        for before, beta in pairwise(betas):
             pieces = self.pieces(codes)
             total += self.log_f(pieces, beta) - self.log_f(pieces, before)
             if beta < 1:
@@ -140,8 +141,9 @@ class AIS:
     """log Z by annealed importance sampling from independent variables. It underestimates log Z in expectation, so
     log p = log f - log Z is an upper bound, in expectation.
 
-    One side of the field is summed out in closed form. A pilot of as many chains, which never enters the estimate,
-    decides whether a standard error is printed (as of ``IWAE``).
+    One side of the field is summed out in closed form. A chain that starts in a configuration which log-potentials of
+    -inf forbid has weight zero: fields with many of them need other methods. A pilot of as many chains, which never
+    enters the estimate, decides whether a standard error is printed (as of ``IWAE``).
 
     Arguments:
         chains: Independent chains.

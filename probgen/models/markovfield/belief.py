@@ -27,8 +27,8 @@ _ENTRIES = 1 << 22  # of all factors' tables, over the rows done at once
 class LoopyBP:
     """Sum-product messages until they stand still: marginals, and Bethe's approximation of log Z. Kind estimate.
 
-    Exact on fields without loops (then, too, it is called an estimate). ``diagnostics`` hold the iterations and the last
-    largest change of a message; where that is above ``tol`` it did not converge.
+    Exact on fields without loops (then, too, it is called an estimate). ``diagnostics`` hold the iterations and the
+    last largest change of a message; where that is above ``tol`` it did not converge.
 
     Arguments:
         max_iter: Rounds in which every message is renewed once.

@@ -145,7 +145,9 @@ def _levels(name: Any, own: Any) -> tuple:
     try:
         return Category(tuple(own)).levels
     except (TypeError, ParameterError) as problem:
-        raise StructureError(f"Levels {own!r:.80} of {name!r}", "a tuple of distinct levels, or their number") from problem
+        raise StructureError(
+            f"Levels {own!r:.80} of {name!r}", "a tuple of distinct levels, or their number"
+        ) from problem
 
 
 def _hidden(hidden: Any) -> dict[str, tuple | None]:
@@ -165,7 +167,9 @@ def _from_tables(
             raise ShapeError(f"Log-potentials of shape {table.shape} for {scope}", f"{len(scope)} axes, one a variable")
         for name, size in zip(scope, table.shape, strict=True):
             if name not in known and event is not None:
-                raise StructureError(f"The factor {scope} names {name!r}, no column of the event", "", nearest(name, known))
+                raise StructureError(
+                    f"The factor {scope} names {name!r}, no column of the event", "", nearest(name, known)
+                )
             known.setdefault(name, tuple(range(size)))
 
 
@@ -199,9 +203,7 @@ def groups_of(cards: Sequence[int], scopes: Sequence[Sequence[int]]) -> list[Gro
     return [Group(tuple(own), torch.tensor([list(scopes[f]) for f in own])) for own in found.values()]
 
 
-def blocks_of(
-    cards: Sequence[int], groups: Sequence[Group], tables: Sequence[np.ndarray] | None
-) -> list[Tensor]:
+def blocks_of(cards: Sequence[int], groups: Sequence[Group], tables: Sequence[np.ndarray] | None) -> list[Tensor]:
     """The log-potentials of each group, shape (m, *levels), float64; zeros where there are none."""
     blocks = []
     for group in groups:
@@ -218,7 +220,9 @@ def blocks_of(
 _Scope = tuple[str, ...]
 
 
-def grid(rows: int, cols: int, unary: Any, across: Any, down: Any, levels: int) -> dict[_Scope, np.ndarray] | list[_Scope]:
+def grid(
+    rows: int, cols: int, unary: Any, across: Any, down: Any, levels: int
+) -> dict[_Scope, np.ndarray] | list[_Scope]:
     """Factors of a lattice: of each cell, of each cell and its right neighbour, of each cell and the one below."""
     for name, value in (("rows", rows), ("cols", cols), ("levels", levels)):
         whole(name, value)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -27,9 +28,9 @@ _Factors = Mapping[tuple[str, ...], Any] | Sequence[Sequence[str]]
 class MarkovField(GenerativeModel):
     """p(x) = 1/Z exp(sum over factors of theta_f(x_f)) over variables with finitely many levels.
 
-    log Z is exact where the clique plan (or one side of a bipartite field, such as a restricted Boltzmann machine of 20
-    hidden units) is affordable; else ``log_prob`` refuses and names the estimators: ``by=TreeReweighted()`` bounds log p
-    from below, ``by=AIS()`` from above in expectation, ``by=LoopyBP()`` estimates it. Cells that are missing (at
+    log Z is exact where the clique plan (or one side of a bipartite field, such as a restricted Boltzmann machine of
+    20 hidden units) is affordable; else ``log_prob`` refuses and names the estimators: ``by=TreeReweighted()`` bounds
+    log p from below, ``by=AIS()`` from above in expectation, ``by=LoopyBP()`` estimates it. Cells that are missing (at
     random) and hidden variables are summed out.
 
     Arguments:
@@ -82,14 +83,14 @@ class MarkovField(GenerativeModel):
 
     @classmethod
     def for_event(cls, event: Event, **options: Any) -> Self:
-        """Factors of single variables and of all pairs where their clique plan is small, else of neighbouring columns."""
+        """Factors of single variables and of all pairs where these can be summed, else of neighbouring columns."""
         if "factors" in options or not isinstance(event, Table) or making.unsuited(event):
             return cls(options.pop("factors", ()), event, **options)  # type: ignore[arg-type]
         names, cards = list(event.columns), [len(c.levels) for c in event.columns.values() if isinstance(c, Category)]
         single = [(name,) for name in names]
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
         if math.prod(cards) > 1 << 16:
-            pairs = list(zip(names[:-1], names[1:], strict=True))
+            pairs = list(pairwise(names))
         return cls([*single, *pairs], event, **options)
 
     @classmethod
@@ -130,12 +131,16 @@ class MarkovField(GenerativeModel):
         names = {f"v{i}": f"v{i}" for i in range(visible)}
         if columns is not None:
             if len(set(columns)) != visible:
-                raise ParameterError(f"{len(set(columns))} names for {visible} visible units", "one each, all different")
+                raise ParameterError(
+                    f"{len(set(columns))} names for {visible} visible units", "one each, all different"
+                )
             names = dict(zip(names, columns, strict=True))
         units = [f"h{j}" for j in range(hidden)]
         named = [tuple(names.get(name, name) for name in scope) for scope in found]
         if isinstance(found, dict):
-            return cls(dict(zip(named, found.values(), strict=True)), levels=dict.fromkeys(names.values(), 2), hidden=units)
+            return cls(
+                dict(zip(named, found.values(), strict=True)), levels=dict.fromkeys(names.values(), 2), hidden=units
+            )
         return cls(named, levels=dict.fromkeys(names.values(), 2), hidden=dict.fromkeys(units, 2))
 
     @classmethod
@@ -171,10 +176,12 @@ class MarkovField(GenerativeModel):
             if set(scope) == set(names):
                 table = self.tables()[place].detach().numpy()
                 return table.transpose([scope.index(name) for name in names]).copy()
-        raise ParameterError(f"There is no factor over {names}", "", nearest(", ".join(names), map(", ".join, self.factors)))
+        raise ParameterError(
+            f"There is no factor over {names}", "", nearest(", ".join(names), map(", ".join, self.factors))
+        )
 
     def tables(self, blocks: Any = None) -> list[Tensor]:
-        """The log-table of each factor, in the order of ``factors``, for ``probgen.cliques``; None: without gradients."""
+        """The log-table of each factor, in the order of ``factors``, for ``probgen.cliques``; None: no gradients."""
         blocks = self.detached() if blocks is None else blocks
         found = [Tensor()] * len(self.factors)
         for group, block in zip(self.groups, blocks, strict=True):
@@ -269,8 +276,8 @@ class MarkovField(GenerativeModel):
         method: str = "auto",
         sweeps: int = 1000,
     ) -> Tensor:
-        """``method``: "exact", "gibbs" (``sweeps`` from independent starts, one chain a draw), "auto": exact where it is
-        affordable."""
+        """``method``: "exact", "gibbs" (``sweeps`` from independent starts, one chain a draw), "auto": exact where
+        that is affordable."""
         self._check_method(method, sweeps)
         self._refuse_bad()
         cells = None if given is None else given.cells
@@ -282,7 +289,7 @@ class MarkovField(GenerativeModel):
         making.whole("sweeps", sweeps)
 
     def sample_target(self, given: Any = None, method: str = "auto", sweeps: int = 1000) -> str:
-        """"p" where draws are exact, else what the Gibbs chains have reached."""
+        """ "p" where draws are exact, else what the Gibbs chains have reached."""
         cells = None if given is None else evidence.conditions(self, given, None).cells
         exact = method != "gibbs" and queries.exactly(self, cells)
         return "p" if exact else f"p^Gibbs({sweeps} sweeps)"
@@ -318,7 +325,7 @@ class MarkovField(GenerativeModel):
         if not hasattr(by, "log_partition"):
             raise ParameterError(f"by={by!r}", "LoopyBP(), TreeReweighted(), AIS() or ReverseAIS()")
         with torch.no_grad():
-            return by.log_partition(self, generator_of(seed))
+            return by.log_partition(self, generator)
 
     def pseudo_log_prob(self, x: Any) -> LogProb:
         """Sum over variables of log p(x_v | all others) of each row: a score, no likelihood (Besag 1975)."""

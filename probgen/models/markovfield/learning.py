@@ -75,7 +75,12 @@ class PseudoLikelihood:
 
 def free_parameters(model: "MarkovField") -> int:
     """Dimension of the log-linear model: each set of variables within a factor adds the product of levels - 1."""
-    sets = {frozenset(part) for scope in model.plan.scopes for k in range(1, len(scope) + 1) for part in combinations(scope, k)}
+    sets = {
+        frozenset(part)
+        for scope in model.plan.scopes
+        for k in range(1, len(scope) + 1)
+        for part in combinations(scope, k)
+    }
     return sum(math.prod(model.cards[v] - 1 for v in own) for own in sets)
 
 
@@ -163,7 +168,9 @@ def _data_phase(model: "MarkovField", x: Tensor) -> _Phase:
             leaves = [block.detach().requires_grad_() for block in blocks]
             nats = (unnormalised(model, cells, leaves)[0] * weights).sum()
             found = torch.autograd.grad(nats, leaves, allow_unused=True)
-        return float(nats.detach()), [torch.zeros_like(b) if g is None else g for g, b in zip(found, blocks, strict=True)]
+        return float(nats.detach()), [
+            torch.zeros_like(b) if g is None else g for g, b in zip(found, blocks, strict=True)
+        ]
 
     return phase
 
@@ -173,7 +180,7 @@ def _refuse_hard_rows(model: "MarkovField", cells: Tensor, x: Tensor) -> None:
         nats, over = unnormalised(model, cells)
     if bool(over.any()):
         raise StructureError(
-            f"Summing out the missing cells of {int(over.sum())} distinct rows takes more than limit={model.limit} entries",
+            f"Summing out the gaps of {int(over.sum())} distinct rows takes more than limit={model.limit} entries",
             "rows with fewer missing cells", "Drop them, or raise .limit if memory allows",
         )  # fmt: skip
     bad = torch.isneginf(nats)
@@ -209,7 +216,9 @@ def _moments(model: "MarkovField", cells: Tensor, weights: Tensor) -> _Phase:
 def _pseudo(model: "MarkovField", x: Tensor, options: Options) -> FitReport:
     if len(model.unseen) or bool(x.isnan().any()):
         what = "a field with hidden variables" if len(model.unseen) else "rows with missing cells"
-        raise StructureError(f"Pseudo-likelihood of {what}", "complete rows of visible variables", 'method="persistent"')
+        raise StructureError(
+            f"Pseudo-likelihood of {what}", "complete rows of visible variables", 'method="persistent"'
+        )
     patterns, count = x.unique(dim=0, return_counts=True)
     weights, classes = count.to(torch.float64) / len(x), model.local().classes
     _refuse_hard_rows(model, patterns, x)
@@ -229,7 +238,12 @@ def _ascend(model: "MarkovField", objective: _Phase, options: Options) -> FitRep
     """Quasi-Newton on the penalised objective, a few iterations at a time, until they gain less than ``tol``."""
     blocks = list(model.blocks)
     optimiser = torch.optim.LBFGS(
-        blocks, max_iter=_INNER, tolerance_grad=1e-12, tolerance_change=0.0, history_size=20, line_search_fn="strong_wolfe"
+        blocks,
+        max_iter=_INNER,
+        tolerance_grad=1e-12,
+        tolerance_change=0.0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> float:

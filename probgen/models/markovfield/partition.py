@@ -78,8 +78,8 @@ def refusal(model: "MarkovField") -> tuple[str, str]:
     """Why log Z is not had exactly, and what to call instead."""
     return (
         f"log Z takes {model.plan.cost()}: above limit={model.limit} entries",
-        "by=TreeReweighted() (lower bound), AIS() (upper bound) or LoopyBP() (estimate) from probgen.models.markovfield, "
-        "or raise .limit if memory allows",
+        "by=TreeReweighted() (lower bound), AIS() (upper bound) or LoopyBP() (estimate) from "
+        "probgen.models.markovfield, or raise .limit if memory allows",
     )
 
 
@@ -157,4 +157,3 @@ def draw_sides(model: "MarkovField", n: int, generator: torch.Generator) -> Tens
         codes[:, v] = (number % model.cards[v]).to(torch.float64)
         number = number // model.cards[v]
     return local.sweep(codes, [summed], generator)
-

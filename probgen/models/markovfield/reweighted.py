@@ -33,7 +33,8 @@ class TreeReweighted:
         configurations: Of the hub variables of a forest: what is a forest once they are set will do, too (the treewidth
             grows by their number). 1: forests proper. More cost more and bound better.
 
-    Wainwright, Jaakkola and Willsky (2005), eq. 15 and section IV (the dual, for fixed appearance probabilities) and VI (hypertrees).
+    Wainwright, Jaakkola and Willsky (2005), eq. 15 and section IV (the dual, for fixed appearance probabilities) and
+    VI (hypertrees).
     """
 
     max_iter: int = 200
@@ -137,8 +138,10 @@ class _Bound:
         count, size = len(members), len(model.cards)
         self.shape = (count, size, max(model.cards))
         tables = model.tables()
-        shares = torch.bincount(torch.tensor([p for own in members for p in own], dtype=torch.int64), minlength=len(tables))
-        scopes = [(copy * size + v,) for copy in range(count) for v in range(size)]
+        shares = torch.bincount(
+            torch.tensor([p for own in members for p in own], dtype=torch.int64), minlength=len(tables)
+        )
+        scopes: list[tuple[int, ...]] = [(copy * size + v,) for copy in range(count) for v in range(size)]
         self.wide: list[Tensor] = []
         for copy, own in enumerate(members):
             for place in own:

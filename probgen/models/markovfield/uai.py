@@ -1,7 +1,7 @@
 """UAI files of Markov fields, read strictly, written whole or not at all. Potentials there are no logarithms.
 
-The format of the UAI inference competitions (2008 to 2022): MARKOV, the number of variables, their levels, the number of
-factors, their scopes, then each factor's table, the last variable fastest; numbers apart by white space.
+The format of the UAI inference competitions (2008 to 2022): MARKOV, the number of variables, their levels, the number
+of factors, their scopes, then each factor's table, the last variable fastest; numbers apart by white space.
 """
 
 import math

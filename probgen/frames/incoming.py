@@ -1,21 +1,18 @@
-"""The door to pyarrow and narwhals: data frames in, Arrow tables out, files written whole or not at all."""
+"""Frames and columns of other libraries as NumPy: values, what is missing, codes of levels."""
 
 import math
-import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from probgen.errors import DataError, ProbgenError, StoreError, nearest
+from probgen.errors import DataError, ProbgenError
 
 __all__ = [
-    "SUFFIXES", "Coded", "coded", "column", "columns", "distinct_names", "is_frame", "is_missing", "keys", "native",
-    "objects", "read", "reading", "stack", "table", "write", "write_whole",
+    "EXACT", "categorical", "coded", "column", "columns", "distinct_names", "form", "is_frame", "is_missing", "keys",
+    "objects", "reading",
 ]  # fmt: skip
 
 _PLAIN = {"numpy", "torch", "builtins", "pathlib"}
@@ -38,6 +35,15 @@ def _is_batch(data: Any) -> bool:
 def form(data: Any) -> str:
     """The library a frame comes from: "pandas", "polars", "pyarrow"."""
     return type(data).__module__.partition(".")[0]
+
+
+def categorical(frame: Any, names: Iterable[str]) -> bool:
+    """Whether these columns of a frame are there, and are all pandas categoricals."""
+    if form(frame) != "pandas":
+        return False
+    kinds = {str(name): type(kind).__name__ for name, kind in zip(frame.columns, frame.dtypes, strict=True)}
+    asked = [kinds.get(name) for name in names]
+    return bool(asked) and set(asked) == {"CategoricalDtype"}
 
 
 def is_missing(value: Any) -> bool:
@@ -264,234 +270,3 @@ def _taken(codes: np.ndarray, values: Sequence[Any], place: Mapping[Any, float])
     places = [math.nan if is_missing(value) else place.get(value, -1.0) for value in values]
     found = np.array([*places, math.nan]).take(codes)
     return None if -1.0 in places and (found == -1.0).any() else found
-
-
-class Coded(NamedTuple):
-    """A column of levels, for ``table`` and ``native``: positions (n,), NaN where missing, and what they stand for."""
-
-    codes: np.ndarray
-    levels: Sequence[Any]
-
-    def plain(self) -> Any:
-        """The levels at the codes: an Arrow array of their type; objects, None where missing, where they share none."""
-        import pyarrow as pa
-
-        values, kinds = [*self.levels, None], set(map(type, self.levels))
-        places = np.where(np.isnan(self.codes), len(self.levels), self.codes).astype(np.int32)
-        if len(kinds) == 1 and kinds <= {str, bool, int, float}:
-            with suppress(pa.ArrowException, OverflowError, UnicodeError):  # as in _arrow
-                return pa.array(values).take(pa.array(places))
-        return objects(values, len(values))[places]
-
-
-def table(data: Mapping[str, Any]) -> Any:
-    """A pyarrow.Table of named columns; masked cells become null, columns of mixed types strings.
-
-    Raises:
-        DataError: for columns of unequal length or of more than one dimension.
-    """
-    import pyarrow as pa
-
-    try:
-        return pa.table({name: _arrow(values) for name, values in data.items()})
-    except (pa.ArrowException, ValueError) as problem:
-        raise DataError(f"These columns make no table: {problem}", "columns of one length", "Check them") from problem
-
-
-def _arrow(values: Any) -> Any:
-    import pyarrow as pa
-
-    values = values.plain() if isinstance(values, Coded) else values
-    if isinstance(values, pa.Array):
-        return values
-    cells = _objects(values)
-    if cells is None:
-        masked = isinstance(values, np.ma.MaskedArray)
-        return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values) if masked else None)
-    with suppress(pa.ArrowException, OverflowError, UnicodeError):  # whole numbers beyond int64, lone surrogates
-        if not _is_mixed(cells):
-            numbers = {int, float} <= set(map(type, cells))
-            return pa.array([None if v is None else float(v) for v in cells] if numbers else cells)
-    return pa.array([None if is_missing(v) else str(v).encode(errors="backslashreplace").decode() for v in cells])
-
-
-def _objects(values: Any) -> list | None:
-    """Cells one by one, None where masked or without a value; None for an array of one type."""
-    array = isinstance(values, np.ndarray)
-    if (array and values.dtype != object) or form(values) == "pyarrow":
-        return None
-    cells = values.tolist() if array else list(values)  # a mask gives None
-    odd = set(map(type, cells)) - {str, bool, int, float}
-    return [None if is_missing(v) and not isinstance(v, float) else _python(v) for v in cells] if odd else cells
-
-
-def _python(value: Any) -> Any:
-    return value.item() if isinstance(value, np.number | np.bool_) else value
-
-
-def _is_mixed(cells: list) -> bool:
-    """Whether no Arrow type holds these objects as they are."""
-    kinds = set(map(type, cells)) - {type(None)}
-    return kinds != {int, float} and not (len(kinds) <= 1 and kinds <= {str, bool, int, float})
-
-
-def stack(tables: Sequence[Any]) -> Any:
-    """Arrow tables one below the other; columns that differ in type become strings."""
-    import pyarrow as pa
-
-    kinds: dict[str, set] = {}
-    for arrow in tables:
-        for field in arrow.schema:
-            kinds.setdefault(field.name, set()).add(field.type)
-    text = {name for name, types in kinds.items() if pa.string() in types and len(types) > 1}
-    return pa.concat_tables([_as_text(arrow, text) for arrow in tables], promote_options="permissive")
-
-
-def _as_text(arrow: Any, names: set[str]) -> Any:
-    import pyarrow as pa
-
-    fields = [field.with_type(pa.string()) if field.name in names else field for field in arrow.schema]
-    return arrow.cast(pa.schema(fields))
-
-
-def native(data: Mapping[str, Any], library: str) -> Any:
-    """Named columns as a frame of that library: "pandas", "polars", else an Arrow table (mixed types as strings)."""
-    data = {name: values.plain() if isinstance(values, Coded) else values for name, values in data.items()}
-    arrow = table(data)
-    cells = {name: _objects(values) for name, values in data.items()}
-    mixed = {name: values for name, values in cells.items() if values is not None and _is_mixed(values)}
-    if library == "pandas":
-        frame = arrow.to_pandas(integer_object_nulls=True)
-        return frame.assign(**{n: objects(values, len(values)) for n, values in mixed.items()}) if mixed else frame
-    if library == "polars":
-        import polars as pl
-
-        return pl.DataFrame(arrow).with_columns(pl.Series(n, values, dtype=pl.Object) for n, values in mixed.items())
-    return arrow
-
-
-_READERS: dict[str, Callable[[Path, Iterable[str]], Any]] = {}
-
-
-def _reader(*suffixes: str) -> Callable:
-    def register(read_file: Callable[[Path, Iterable[str]], Any]) -> Callable[[Path, Iterable[str]], Any]:
-        _READERS.update(dict.fromkeys(suffixes, read_file))
-        return read_file
-
-    return register
-
-
-@_reader(".csv", ".tsv")
-def _read_csv(path: Path, texts: Iterable[str]) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as compute
-    import pyarrow.csv as pc
-
-    parse = pc.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-    convert = pc.ConvertOptions(column_types=dict.fromkeys(texts, pa.string()))
-    arrow = pc.read_csv(path, parse_options=parse, convert_options=convert)
-    empty = pa.scalar(None, pa.string())
-    for i, name in enumerate(arrow.column_names):
-        if arrow.schema.types[i] == pa.string():
-            cells = arrow.column(i)
-            arrow = arrow.set_column(i, name, compute.if_else(compute.equal(cells, ""), empty, cells))
-    return arrow
-
-
-@_reader(".parquet", ".pq")
-def _read_parquet(path: Path, texts: Iterable[str]) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path)
-
-
-SUFFIXES = tuple(_READERS)
-
-
-def read(path: str | os.PathLike, texts: Iterable[str] = ()) -> Any:
-    """A csv, tsv or Parquet file (or a folder of Parquet files) as a pyarrow.Table.
-
-    Arguments:
-        texts: Columns of a csv that stay text where they look like truth values or numbers.
-
-    Raises:
-        DataError: for a path that is missing, of another type, damaged or empty; the message names it.
-    """
-    import pyarrow as pa
-
-    path = Path(path)
-    if not os.path.exists(path):
-        raise DataError(f"There is no file {path}", "a path that exists", _siblings(path))
-    suffix = ".parquet" if path.is_dir() else path.suffix.lower()
-    if suffix not in _READERS:
-        wanted = f"a table: one of {', '.join(sorted(_READERS))}"
-        raise DataError(f"{path} ends in {path.suffix!r}", wanted, "Convert the file, or rename it")
-    try:
-        arrow = _READERS[suffix](path, texts)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as problem:
-        raise DataError(f"{path} can't be read: {problem}", f"a whole {suffix} file", "Write it again") from problem
-    if not arrow.num_rows:
-        raise DataError(f"{path} has no rows", "at least one row below the header", "Check how it was written")
-    return arrow
-
-
-def _siblings(path: Path) -> str:
-    folder = path.parent if os.path.isdir(path.parent) else Path()
-    return "Check the spelling. " + nearest(path.name, [p.name for p in folder.iterdir() if p.is_file()][:20])
-
-
-def write(arrow: Any, path: str | os.PathLike) -> None:
-    """Writes an Arrow table to .parquet or .csv, whole or not at all."""
-    import pyarrow as pa
-    import pyarrow.csv as pc
-    import pyarrow.parquet as pq
-
-    writers = {".parquet": pq.write_table, ".csv": pc.write_csv}
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise StoreError(f"{path} ends in {suffix!r}", "an output that ends in .parquet or .csv", "Rename the output")
-    sink = pa.BufferOutputStream()
-    try:
-        writers[suffix](arrow, sink)
-    except pa.ArrowException as problem:
-        raise StoreError(
-            f"{path} can't hold this table: {problem}", "columns of numbers and text", "Use .parquet"
-        ) from problem
-    write_whole(path, [sink.getvalue()])
-
-
-def write_whole(path: str | os.PathLike, chunks: Iterable[Any]) -> None:
-    """Writes bytes to a temporary name, fsyncs, renames: the file is wholly the old one or wholly the new one.
-
-    Raises:
-        StoreError: when the folder is missing or not writable, or the disk is full; nothing is left behind.
-    """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(temporary, "xb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as problem:
-        raise StoreError(
-            f"{path} can't be written: {problem.strerror or problem}",
-            "an existing folder with room and the right to write",
-            "Nothing was changed; choose another place or make the folder",
-        ) from problem
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside a folder durable, where the system can."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,0 +1,286 @@
+"""Importance weights under a guide: each row's own draws, what they say of log p(x), and when to trust the error."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probgen.errors import ParameterError
+from probgen.events import row_hash, take
+from probgen.logprob import LogProb
+from probgen.model import Latent
+
+__all__ = ["Verdict", "Weights", "at_least", "judge", "log_mean", "pareto_k", "quality", "reliable"]
+
+_CACHE = 1 << 20  # cells of work at a time: about 4 MB of float32
+_LOG_2PI = math.log(2 * math.pi)
+_FACTORS = (1.0, 1.1, 1.2, 1.35, 1.5)
+_MISSED = 0.01  # posterior mass that may lie where no draw is expected
+
+
+def at_least(name: str, value: Any, least: int) -> None:
+    """Raises ParameterError unless value is a whole number, at least that large."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ParameterError(f"{name}={value!r}", f"a whole number, at least {least}")
+
+
+def refuse_without_guide(model: Any, n: int, estimator: Any) -> LogProb | None:
+    """A refusal for models that have no log p(x, z) and guide to weigh."""
+    if isinstance(model, Latent):
+        return None
+    name = type(model).__name__
+    return LogProb.refuse(
+        n, f"{name} has no guide over continuous latents to draw from", "log_prob(x) without by=", by=repr(estimator)
+    )
+
+
+def standard_normal(z: Tensor) -> Tensor:
+    """log N(z; 0, I) in nats, float64, without the last dimension."""
+    return -0.5 * (z.to(torch.float64).square() + _LOG_2PI).sum(-1)
+
+
+class Weights:
+    """Log importance weights of rows whose streams depend on the seed and the row's content alone.
+
+    Everything happens in the guide's noise u, where the guide is N(0, I): log w(u) = log p(x, z(u)) - log q(z(u) | x).
+
+    Arguments:
+        model: Latent.
+        x, given: Checked rows.
+        generator: Only its seed is used.
+    """
+
+    def __init__(self, model: Any, x: Any, given: Any, generator: torch.Generator) -> None:
+        self.model, self.x, self.given = model, x, given
+        seed = np.uint64(generator.initial_seed() % 2**64)
+        self.streams = row_hash(
+            (row_hash(x) ^ row_hash(np.array([seed]).view(np.int64)[:, None]))[:, None].view(np.int64)
+        )
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def __getitem__(self, rows: Tensor) -> "Weights":
+        part = object.__new__(Weights)
+        part.model, part.x, part.streams = self.model, take(self.x, rows), self.streams[rows.numpy()]
+        part.given = None if self.given is None else take(self.given, rows)
+        return part
+
+    @property
+    def cells(self) -> int:
+        """Numbers that one draw of one row costs."""
+        return max(int(np.prod(getattr(self.model.event, "shape", ()) or (1,))), self.model.latent_dim)
+
+    def blocks(self, draws: int, most: int = 1 << 30) -> Iterator[Tensor]:
+        """Row numbers in pieces whose work fits in the cache."""
+        rows = min(max(1, _CACHE // (self.cells * draws)), most)
+        return iter(torch.arange(len(self)).split(rows))
+
+    def draw(self, samples: int, salt: str, scale: Tensor | None = None) -> Tensor:
+        """Log weights (samples, n), float64. Another salt gives independent draws.
+
+        Arguments:
+            scale: Widens the guide's noise, (n, latent_dim).
+        """
+        parts = []
+        for rows in self.blocks(min(samples, 64)):
+            part, own = self[rows], None if scale is None else scale[rows]
+            step = max(1, _CACHE // (self.cells * len(rows)))
+            pieces = part.noise(samples, salt).split(step)
+            parts.append(torch.cat([part.at(piece, own) for piece in pieces]))
+        return torch.cat(parts, dim=1)
+
+    def at(self, noise: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Log weights of noise (S, n, latent_dim) under the guide, or under one wider by ``scale``."""
+        u = noise if scale is None else noise * scale
+        z, log_q = self.model._propose(self.x, self.given, u)
+        log_w = self.model._log_joint(self.x, z, self.given).to(torch.float64) - log_q.to(torch.float64)
+        return log_w if scale is None else log_w + standard_normal(u) - standard_normal(noise) + scale.log().sum(-1)
+
+    def noise(self, samples: int, salt: str) -> Tensor:
+        """Standard normal noise of each row's own stream, (samples, n, latent_dim), float32."""
+        dim, private = self.model.latent_dim, torch.Generator()
+        draws = [
+            torch.randn(samples, dim, generator=private.manual_seed(int(key)), dtype=torch.float32)
+            for key in self.keys(salt)
+        ]
+        return torch.stack(draws, dim=1)
+
+    def keys(self, salt: str) -> np.ndarray:
+        """Seeds of the rows' streams of that name, (n,), uint64."""
+        shift = int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little")
+        return row_hash((self.streams ^ np.uint64(shift)).view(np.int64)[:, None])
+
+    def noise_of(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The noise that the guide turns into z, (S, n, latent_dim), and whether it was found, (S, n).
+
+        Newton's steps with the map's slope at zero noise: one is enough where the map is affine, as of every normal
+        guide.
+        """
+        zero = torch.zeros(1, len(self), self.model.latent_dim, dtype=torch.float64)
+        slope = self._slope(zero)
+        noise, wanted = zero.expand(z.shape), z.to(torch.float64)
+        spread = slope.norm(dim=-1)
+        for _ in range(4):
+            missing = wanted - self._place(noise)
+            noise = noise + torch.linalg.solve(slope, missing[..., None])[..., 0]
+        missing = (wanted - self._place(noise)).abs()
+        found = missing <= 1e-3 * spread + 1e-5 * wanted.abs()
+        return noise.nan_to_num(), found.all(-1)
+
+    def _place(self, noise: Tensor) -> Tensor:
+        return self.model._propose(self.x, self.given, noise)[0].to(torch.float64)
+
+    @torch.enable_grad()
+    def _slope(self, noise: Tensor) -> Tensor:
+        """dz/du of each row at one noise (1, n, D): (n, D, D)."""
+        noise = noise.clone().requires_grad_()
+        z = self._place(noise)
+        rows = [torch.autograd.grad(z[0, :, d].sum(), noise, retain_graph=True)[0][0] for d in range(z.shape[-1])]
+        return torch.stack(rows, dim=1)
+
+    def widening(self, samples: int) -> Tensor:
+        """A factor for each row's noise on its active latents, (n, latent_dim): the one of 1, 1.1, ... 1.5 whose weights
+        have the least variance, by draws of the widest, which see the tails that a narrow guide hides.
+
+        A latent is active where the guide is narrower than nine tenths of a standard normal.
+        """
+        parts = []
+        for rows in self.blocks(samples):
+            part = self[rows]
+            u = part.noise(samples, "widening")
+            active = part._place(u).std(0) < 0.9
+            scales = torch.stack([torch.where(active, factor, 1.0) for factor in _FACTORS]).to(torch.float64)
+            log_f = part.at(u, scales[-1])
+            wide = u * scales[-1]
+            log_q = [standard_normal(wide / scale) - scale.log().sum(-1) for scale in scales]
+            second = torch.stack([(2 * log_f + log_q[-1] - own).logsumexp(0) for own in log_q])  # of each factor's w
+            best = second.nan_to_num(nan=math.inf).argmin(0)
+            parts.append(scales[best, torch.arange(len(rows))])
+        return torch.cat(parts)
+
+    def missed(self, nats: Tensor, looks: int, samples: int, scale: Tensor | None = None) -> Tensor:
+        """Posterior mass of each row where so many draws of the guide are not expected to go, as draws from a standard
+        normal see it, (n,). NaN where the guide's map can't be turned round.
+
+        Few latents away from a standard normal's mass hide there; with many, its draws find nothing and object to nothing.
+        """
+        parts = [torch.zeros(0, dtype=torch.float64)]
+        for rows in self.blocks(samples):
+            part, own = self[rows], None if scale is None else scale[rows]
+            z = part.noise(samples, "outlook")
+            z = z.to(part.model._propose(part.x, part.given, z[:1])[0].dtype)
+            u, found = part.noise_of(z)
+            log_q = part.model._propose(part.x, part.given, u)[1].to(torch.float64)
+            if own is not None:
+                log_q = log_q - standard_normal(u) + standard_normal(u / own) - own.log().sum(-1)
+            log_f = part.model._log_joint(part.x, z, part.given).to(torch.float64) - nats[rows]
+            unseen = log_f - log_q > math.log(looks)
+            mass = torch.where(unseen, (log_f - standard_normal(z)).exp(), 0.0).mean(0)
+            parts.append(torch.where(found.all(0), mass, math.nan))
+        return torch.cat(parts)
+
+
+class Verdict(NamedTuple):
+    """What a pilot says of each row, shape (n,) each: log of its mean weight, its delta-method error, effective sample
+    size, Pareto k, and whether a standard error may be printed."""
+
+    nats: Tensor
+    stderr: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    trusted: Tensor
+    missed: Tensor
+
+
+def judge(weights: Weights, samples: int, salt: str = "pilot", scale: Tensor | None = None) -> Verdict:
+    """The pilot of an importance sampling estimate with so many draws.
+
+    A first look of a tenth of the draws closes the gate where the effective sample size can't come near 400; its
+    figures are then those of the look, the effective sample size counted up to ``samples``.
+    """
+    first = min(samples, max(50, samples // 10))
+    look = weights.draw(first, f"{salt}{samples} look", scale)
+    ess, k = quality(look)
+    nats, stderr = log_mean(look)
+    found = Verdict(nats, stderr, ess * samples / first, k, torch.zeros_like(ess, dtype=torch.bool), 0 * ess)
+    rows = (found.ess >= 300).nonzero()[:, 0] if samples >= 400 else torch.arange(0)
+    if not len(rows):
+        return found._replace(ess=found.ess.clamp(max=samples))
+    part, own = weights[rows], None if scale is None else scale[rows]
+    pilot = torch.cat([look[:, rows], part.draw(samples - first, f"{salt}{samples}", own)])
+    ess, k = quality(pilot)
+    nats, stderr = log_mean(pilot)
+    trusted, missed = reliable(ess, k, samples), torch.zeros_like(ess)
+    open_rows = trusted.nonzero()[:, 0]
+    if len(open_rows):
+        wider = None if own is None else own[open_rows]
+        missed[open_rows] = part[open_rows].missed(nats[open_rows], samples, samples, wider)
+        trusted &= ~(missed > _MISSED)
+    for whole, values in zip(found, (nats, stderr, ess, k, trusted, missed), strict=True):
+        whole[rows] = values
+    return found
+
+
+def log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """log of the mean weight and its delta-method standard error, from (S, n)."""
+    samples = len(log_w)
+    total = log_w.logsumexp(0)
+    shares = torch.where(total.isfinite(), (log_w - total).exp(), 0.0)
+    error = (samples / (samples - 1) * (shares - 1 / samples).square().sum(0)).sqrt()
+    return total - math.log(samples), torch.where(total.isfinite(), error, math.nan)
+
+
+def quality(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Effective sample size and Pareto k of each row, from (S, n)."""
+    total = log_w.logsumexp(0)
+    missed = ~total.isfinite()  # no draw hit the posterior: nothing is known
+    shares = torch.where(missed, 1.0, (log_w - total).exp())
+    ess = torch.where(missed, 0.0, 1 / shares.square().sum(0))
+    return ess, torch.where(missed, math.inf, pareto_k(log_w))
+
+
+def reliable(ess: Tensor, k: Tensor, samples: int) -> Tensor:
+    """Whether a pilot lets a standard error be printed: its Pareto k may be a standard error too low."""
+    noise = (1 + k.clamp(min=0)) / math.sqrt(_tail(samples))
+    return (ess >= 400) & (k + noise <= min(0.4, 1 - 1 / math.log10(samples)))
+
+
+def _tail(samples: int) -> int:
+    """How many of the largest weights are looked at."""
+    return max(1, int(min(0.2 * samples, 3 * math.sqrt(samples))))
+
+
+def pareto_k(log_w: Tensor) -> Tensor:
+    """Shape of a generalised Pareto fitted to each row's largest weights, shape (n,); NaN below 25 draws.
+
+    Zhang and Stephens (2009) with the weak prior of Vehtari et al. (2024), appendix C; 0 where the weights are equal.
+    """
+    samples = len(log_w)
+    tail = _tail(samples)
+    if tail < 5:
+        return torch.full((log_w.shape[1],), math.nan, dtype=log_w.dtype)
+    log_w = torch.nan_to_num(log_w, neginf=-1e300)
+    top = log_w.topk(tail + 1, dim=0).values.flip(0)  # ascending; the first is the threshold
+    y = ((top[1:] - top[-1]).exp() - (top[0] - top[-1]).exp()).T  # (n, tail), ascending
+    flat = y[:, -1] <= 1e-4  # the largest weights are as good as equal: there is no tail
+    y = torch.where(flat[:, None], 1.0, y).clamp(min=1e-300)
+    grid = 30 + int(math.sqrt(tail))
+    quarter = y[:, int(tail / 4 + 0.5) - 1, None].clamp(min=1e-300)
+    places = 1 - torch.sqrt(grid / (torch.arange(1, grid + 1, dtype=y.dtype) - 0.5))
+    b = places / (3 * quarter) + 1 / y[:, -1:]
+    k = _mean_log(b, y)
+    fit = tail * ((-b / k).log() - k - 1)
+    fit = torch.nan_to_num(fit, nan=-math.inf)
+    mean_b = (b * fit.softmax(1)).sum(1, keepdim=True)
+    shape = _mean_log(mean_b, y)[:, 0]
+    return torch.where(flat, 0.0, (shape * tail + 5) / (tail + 10))
+
+
+def _mean_log(b: Tensor, y: Tensor) -> Tensor:
+    """mean_i log(1 - b y_i) for each b of a row: (n, g), (n, t) -> (n, g)."""
+    return torch.stack([torch.log1p(-(b[:, j, None] * y).clamp(max=1 - 1e-12)).mean(1) for j in range(b.shape[1])], 1)
