@@ -17,9 +17,18 @@ _NAMES = {
     "Kind": "probgen.logprob",
     "Ladder": "probgen.estimate",
     "LikelihoodWeighting": "probgen.models.bayesnet",
+    "LinearChainCRF": "probgen.models.crf",
     "LogProb": "probgen.logprob",
+    "LoopyBP": "probgen.models.markovfield",
+    "MarkovField": "probgen.models.markovfield",
     "Mixture": "probgen.models.mixture",
+    "PartitionAIS": "probgen.models.markovfield",
+    "PartitionReverseAIS": "probgen.models.markovfield",
+    "PosteriorWeighting": "probgen.models.bayesnet",
+    "PseudoLikelihood": "probgen.models.markovfield",
+    "RAISE": "probgen.models.markovfield",
     "StateSpace": "probgen.models.statespace",
+    "TreeReweighted": "probgen.models.markovfield",
     "VAE": "probgen.models.vae",
     "compare": "probgen.evaluate.compare",
     "export": "probgen.foreign",
@@ -55,10 +64,19 @@ if TYPE_CHECKING:
     from probgen.models.baseline import Independent as Independent
     from probgen.models.bayesnet import BayesianNetwork as BayesianNetwork
     from probgen.models.bayesnet import LikelihoodWeighting as LikelihoodWeighting
+    from probgen.models.bayesnet import PosteriorWeighting as PosteriorWeighting
+    from probgen.models.crf import LinearChainCRF as LinearChainCRF
     from probgen.models.gan import GAN as GAN
     from probgen.models.hmm import HMM as HMM
     from probgen.models.hmm import HiddenMarkov as HiddenMarkov
     from probgen.models.kernel import KernelDensity as KernelDensity
+    from probgen.models.markovfield import RAISE as RAISE
+    from probgen.models.markovfield import LoopyBP as LoopyBP
+    from probgen.models.markovfield import MarkovField as MarkovField
+    from probgen.models.markovfield import PartitionAIS as PartitionAIS
+    from probgen.models.markovfield import PartitionReverseAIS as PartitionReverseAIS
+    from probgen.models.markovfield import PseudoLikelihood as PseudoLikelihood
+    from probgen.models.markovfield import TreeReweighted as TreeReweighted
     from probgen.models.mixture import Mixture as Mixture
     from probgen.models.statespace import StateSpace as StateSpace
     from probgen.models.vae import VAE as VAE

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 from torch.distributions.transforms import _InverseTransform
 
-from probgen.errors import MissingExtra, ParameterError
 from probgen.emissions.emission import column_moments
+from probgen.errors import MissingExtra, ParameterError
 from probgen.nn import Linear
 
 __all__ = ["Cell", "CellFlow", "SplineFlow", "Standardise", "Structure"]
@@ -335,7 +335,7 @@ class Standardise(nn.Module):
             quantiles = (torch.quantile(x, shares) if levels is None else shares * top).floor()
             quantiles[0], quantiles[-1] = 0, top
             edges = quantiles.unique()
-        counts = torch.bincount(torch.searchsorted(edges, x, right=True) - 1, minlength=len(edges) - 1)
+        counts = torch.bincount(torch.searchsorted(edges, x.contiguous(), right=True) - 1, minlength=len(edges) - 1)
         masses = counts + edges.diff() / top
         self.edges[row] = torch.cat([edges, edges.new_full((size + 1 - len(edges),), top)])
         self.tail[row] = 0.0 if levels is not None else 1 / (masses.sum() + 1)

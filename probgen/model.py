@@ -24,7 +24,9 @@ from probgen.errors import (
 from probgen.events import Checked, Event, Ragged, arguments, steps_of
 from probgen.logprob import LogProb
 
-__all__ = ["Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "generator_of", "pyro_lock", "pyro_pair"]
+__all__ = [
+    "Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "generator_of", "pyro_lock", "pyro_pair",
+]  # fmt: skip
 
 _VERBS = ("fit", "sample", "log_prob", "log_prob_steps")
 _HOOKS = ("model", "guide", "_fit", "_sample", "_log_prob", "_log_prob_steps", "suits", "for_event")

@@ -33,6 +33,8 @@ FAMILIES = {
     "HMM": "probgen.models.hmm",
     "Independent": "probgen.models.baseline",
     "KernelDensity": "probgen.models.kernel",
+    "LinearChainCRF": "probgen.models.crf",
+    "MarkovField": "probgen.models.markovfield",
     "Mixture": "probgen.models.mixture",
     "StateSpace": "probgen.models.statespace",
     "VAE": "probgen.models.vae",

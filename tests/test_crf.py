@@ -72,6 +72,16 @@ def test_probabilities_of_all_labels_of_some_inputs_sum_to_one():
     assert np.exp(m.log_prob(labels, given=[u] * len(labels)).nats).sum() == pytest.approx(1, abs=1e-12)
 
 
+def test_steps_are_scored_given_the_labels_before_them_and_all_inputs():
+    m, (ys, us) = planted(12), data()
+    ys[2][1] = math.nan
+    steps, at = m.log_prob_steps(ys, given=us).nats, 0
+    for y, u in zip(ys, us, strict=True):
+        prefixes = [by_hand(m, np.where(np.arange(len(y)) <= t, y, math.nan), u) for t in range(len(y))]
+        np.testing.assert_allclose(steps[at : at + len(y)], np.diff([0.0, *prefixes]), atol=1e-11)
+        at += len(y)
+
+
 def test_decoding_and_marginals_are_those_of_the_enumeration_and_keep_known_labels():
     m, u = planted(3), data()[1][2]
     y = np.array([math.nan, 2.0, math.nan, math.nan])

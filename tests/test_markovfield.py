@@ -29,7 +29,7 @@ from probgen.errors import (
 from probgen.estimate import Enumerate
 from probgen.events import Array, Category, Real, Table
 from probgen.logprob import Kind
-from probgen.models.markovfield import AIS, RAISE, LoopyBP, MarkovField, PseudoLikelihood, partition
+from probgen.models.markovfield import RAISE, LoopyBP, MarkovField, PartitionAIS, PseudoLikelihood, partition
 from probgen.models.markovfield.local import colours
 
 
@@ -192,7 +192,7 @@ def test_a_field_that_is_too_large_refuses_and_names_the_estimators():
     assert m.sample_target() == "p^Gibbs(1000 sweeps)"
     answer = m.log_prob(x)
     assert answer.refused.all()
-    for name in ("TreeReweighted", "AIS", "LoopyBP"):
+    for name in ("TreeReweighted", "PartitionAIS", "LoopyBP"):
         assert name in answer.instead
     with pytest.raises(LikelihoodUnavailable):
         answer.nats  # noqa: B018
@@ -409,9 +409,26 @@ def test_the_enumerated_program_gives_the_likelihood(name, share):
     assert -loss == pytest.approx(exact.sum(), abs=1e-10)
     trace = pyro.poutine.trace(m.model).get_trace(x)
     assert sum(site.startswith("potential_") for site in trace.nodes) == len(m.factors)
-    assert -loss - float(trace.nodes["log_partition"]["fn"].log_factor.sum()) == pytest.approx(
+    assert -loss - float(trace.nodes["log_partition"]["fn"].log_factor.detach().sum()) == pytest.approx(
         summed(m, rows).sum(), abs=1e-9
     )
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 4])
+def test_the_program_trains_by_the_gradient_of_the_likelihood(limit):
+    m = rbm(4, 2, 3)
+    rows = gappy(m, 6, share=0.0)
+    x = torch.from_numpy(rows)
+    m.limit = limit
+    TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(m.model, lambda x: None, x).backward()
+    for block in m.blocks:
+        way, step = torch.from_numpy(np.random.default_rng(0).normal(size=tuple(block.shape))), 1e-5
+        block.data += step * way
+        up = m.log_prob(rows).nats.sum()
+        block.data -= 2 * step * way
+        down = m.log_prob(rows).nats.sum()
+        block.data += step * way
+        assert -float((block.grad * way).sum()) == pytest.approx((up - down) / (2 * step), abs=1e-6)
 
 
 def test_a_file_keeps_every_bit_of_the_potentials(tmp_path):
@@ -568,11 +585,11 @@ def test_a_variable_without_factors_is_named():
 @pytest.mark.parametrize("ask", [
     lambda m: m.sample(2, method="exactly"), lambda m: m.sample(2, sweeps=0), lambda m: m.sample(2, given={}),
     lambda m: m.sample(2, given={"e": 1}), lambda m: m.sample(2, given=3), lambda m: m.log_partition(by=3),
-    lambda m: m.log_partition(by=RAISE()), lambda m: m.marginals(by=AIS()), lambda m: m.marginals({"e": 1}),
+    lambda m: m.log_partition(by=RAISE()), lambda m: m.marginals(by=PartitionAIS()), lambda m: m.marginals({"e": 1}),
     lambda m: m.fit(np.zeros((2, 4)), method="mcmc"), lambda m: m.fit(np.zeros((2, 4)), l2=-1.0),
     lambda m: m.fit(np.zeros((2, 4)), max_iter=0), lambda m: m.fit(np.zeros((2, 4)), tol=math.nan),
-    lambda m: m.fit(np.zeros((2, 4)), chains=True), lambda m: m.potential("a", "c"), lambda m: AIS(chains=1),
-    lambda m: AIS(temperatures=0), lambda m: LoopyBP(damping=1.0), lambda m: LoopyBP(tol=-1),
+    lambda m: m.fit(np.zeros((2, 4)), chains=True), lambda m: m.potential("a", "c"), lambda m: PartitionAIS(chains=1),
+    lambda m: PartitionAIS(temperatures=0), lambda m: LoopyBP(damping=1.0), lambda m: LoopyBP(tol=-1),
     lambda m: m.log_partition(seed=-1),
     lambda m: m.log_prob({"a": [0], "b": [0], "c": [0], "d": [0]}, given={"a": 0}),
 ])  # fmt: skip

@@ -13,11 +13,11 @@ from probgen import datasets
 from probgen.errors import Incomparable, ParameterError
 from probgen.logprob import Kind
 from probgen.models.markovfield import (
-    AIS,
     RAISE,
     LoopyBP,
     MarkovField,
-    ReverseAIS,
+    PartitionAIS,
+    PartitionReverseAIS,
     TreeReweighted,
     annealing,
     reweighted,
@@ -158,7 +158,7 @@ def test_backward_weights_from_other_than_exact_draws_are_seen():
     assert abs(apart(wrong, -float(m.log_partition()))[0]) > SIGMAS
 
 
-@pytest.mark.parametrize(("by", "side"), [(AIS(2, 2), -1), (ReverseAIS(2, 2), 1)])
+@pytest.mark.parametrize(("by", "side"), [(PartitionAIS(2, 2), -1), (PartitionReverseAIS(2, 2), 1)])
 def test_few_chains_are_off_to_the_side_that_is_claimed(by, side):
     """A noisy bound bounds in expectation: means over repetitions lie strictly on their side."""
     m = rbm(6, 4, 3, 1.2)
@@ -172,7 +172,7 @@ def test_few_chains_are_off_to_the_side_that_is_claimed(by, side):
 def test_the_side_turns_for_log_p_and_rows_share_their_error():
     m = rbm(6, 4, 3)
     x = cells(m, 20)
-    exact, low, tree = m.log_prob(x), m.log_prob(x, by=AIS(), seed=1), m.log_prob(x, by=TreeReweighted())
+    exact, low, tree = m.log_prob(x), m.log_prob(x, by=PartitionAIS(), seed=1), m.log_prob(x, by=TreeReweighted())
     assert (low.kind, tree.kind) == (Kind.UPPER, Kind.LOWER)
     assert (tree.nats <= exact.nats + 1e-10).all()
     assert tree.stderr is None
@@ -182,16 +182,16 @@ def test_the_side_turns_for_log_p_and_rows_share_their_error():
     assert (exact - tree).kind is Kind.UPPER
     with pytest.raises(Incomparable):
         _ = tree + low
-    again = m.log_prob(x, by=AIS(), seed=1)
+    again = m.log_prob(x, by=PartitionAIS(), seed=1)
     assert (again.nats == low.nats).all()
-    assert (m.log_prob(x, by=AIS(), seed=2).nats != low.nats).any()
+    assert (m.log_prob(x, by=PartitionAIS(), seed=2).nats != low.nats).any()
 
 
 def test_a_standard_error_is_printed_only_where_the_pilot_allows_and_then_covers():
     m = rbm(6, 4, 3)
-    assert math.isnan(m.log_partition(AIS(64, 3), seed=0).stderr)
+    assert math.isnan(m.log_partition(PartitionAIS(64, 3), seed=0).stderr)
     exact = float(m.log_partition())
-    z = [(p.nats - exact) / p.stderr for p in (m.log_partition(AIS(512, 30), seed=i) for i in range(60))]
+    z = [(p.nats - exact) / p.stderr for p in (m.log_partition(PartitionAIS(512, 30), seed=i) for i in range(60))]
     assert np.isfinite(z).all()
     assert stats.binomtest(int((np.abs(z) < 2).sum()), 60, 0.95).pvalue > 1e-6
     assert stats.binomtest(int((np.abs(z) < 0.5).sum()), 60, 0.95).pvalue < 1e-6  # an error four times too small
@@ -200,8 +200,8 @@ def test_a_standard_error_is_printed_only_where_the_pilot_allows_and_then_covers
 def test_reverse_annealing_from_gibbs_chains_claims_nothing():
     m = MarkovField.ising(8, 8, 0.3)
     m.limit = 10
-    assert m.log_partition(ReverseAIS(8, 4, 5), seed=0).kind is Kind.ESTIMATE
-    assert m.log_partition(AIS(8, 4), seed=0).kind is Kind.LOWER
+    assert m.log_partition(PartitionReverseAIS(8, 4, 5), seed=0).kind is Kind.ESTIMATE
+    assert m.log_partition(PartitionAIS(8, 4), seed=0).kind is Kind.LOWER
 
 
 def test_chains_that_meet_nothing_possible_give_a_refusal():
@@ -210,7 +210,7 @@ def test_chains_that_meet_nothing_possible_give_a_refusal():
     names = [f"x{i}" for i in range(30)]
     m = MarkovField(dict.fromkeys(itertools.pairwise(names), never))
     m.limit = 10
-    lp = m.log_prob({n: [1] for n in names}, by=AIS(4, 1), seed=0)
+    lp = m.log_prob({n: [1] for n in names}, by=PartitionAIS(4, 1), seed=0)
     assert lp.refused.all()
     assert "none of 4 annealed chains" in lp.reason
 
@@ -360,7 +360,8 @@ def test_belief_propagation_on_a_grid_is_near_and_says_when_it_did_not_converge(
 
 @pytest.mark.parametrize("build", [
     lambda: TreeReweighted(0), lambda: TreeReweighted(forests=0), lambda: TreeReweighted(configurations=1.5),
-    lambda: AIS(1), lambda: AIS(True), lambda: ReverseAIS(sweeps=0), lambda: RAISE(temperatures=0), lambda: LoopyBP(0),
+    lambda: PartitionAIS(1), lambda: PartitionAIS(True), lambda: PartitionReverseAIS(sweeps=0),
+    lambda: RAISE(temperatures=0), lambda: LoopyBP(0),
 ])  # fmt: skip
 def test_estimators_of_no_sense_are_refused(build):
     with pytest.raises(ParameterError):
@@ -378,8 +379,8 @@ def digits():
 def bracket(m, held, chains, temperatures, raised, configurations):
     exact = m.log_prob(held)
     tree = m.log_prob(held, by=TreeReweighted(60, 2, configurations))
-    above = m.log_prob(held, by=AIS(chains, temperatures), seed=0)
-    below = m.log_prob(held, by=ReverseAIS(chains, temperatures), seed=0)
+    above = m.log_prob(held, by=PartitionAIS(chains, temperatures), seed=0)
+    below = m.log_prob(held, by=PartitionReverseAIS(chains, temperatures), seed=0)
     unrolled = m.log_prob(held, by=raised, seed=0)
     assert (tree.kind, below.kind, above.kind) == (Kind.LOWER, Kind.LOWER, Kind.UPPER)
     figures = {

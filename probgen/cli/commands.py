@@ -1,7 +1,6 @@
 """The commands: fit, score, sample, compare, card."""
 
 import functools
-import json
 import signal
 import sys
 import traceback
@@ -152,6 +151,7 @@ def score(
     A model that was fitted to sequences of a table knows the column that names them.
     """
     from probgen import frames
+    from probgen.events import Table
 
     if steps and by is not None:
         raise ParameterError(
@@ -171,7 +171,9 @@ def score(
             show_text(f"{line['row']},{'' if line['log_prob'] is None else line['log_prob']}")
     told = repr(answer).replace(answer.measure, outputs.shortened(answer.measure))
     (say if steps and output is None else show_text)(told)
-    if not steps and (each := outputs.per_step(answer, scorer.event.check(rows).x)):
+    if not (steps or isinstance(scorer.event, Table)) and (
+        each := outputs.per_step(answer, scorer.event.check(rows).x)
+    ):
         show_text(each)
     if output is not None:
         show_text(f"{outputs.counted(len(answer), 'row')} written to {output}")
@@ -295,7 +297,7 @@ def compare(
 
 @_command()
 def card(model: _Model) -> None:
-    """Print the card of a saved MODEL: family, constructor, event, fit, versions, checksum."""
+    """Print the card of a saved MODEL: family, constructor, event, fit, versions, checksum; short lists on one line."""
     from probgen import store
 
     if model.is_dir():
@@ -305,4 +307,4 @@ def card(model: _Model) -> None:
         about, tensors = store.card(read), dict(read.state_dict())
     about["shapes"] = {name: list(tensor.shape) for name, tensor in tensors.items()}
     plain = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
-    show_text(json.dumps(outputs.readable(about), indent=2, ensure_ascii=plain))
+    show_text(outputs.compact(outputs.readable(about), plain))

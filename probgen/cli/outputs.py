@@ -1,5 +1,6 @@
 """What the command line says and writes: lines, tables, and folders that appear whole or not at all."""
 
+import json
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 from probgen.errors import StoreError
 
 __all__ = [
-    "counted", "draw_graph", "encodable", "free_folder", "mute", "noted_warnings", "per_step", "readable",
+    "compact", "counted", "draw_graph", "encodable", "free_folder", "mute", "noted_warnings", "per_step", "readable",
     "refuse_output", "refuse_taken", "say", "shortened", "show", "show_text", "told", "whole_folder",
 ]  # fmt: skip
 
@@ -110,6 +111,29 @@ def readable(card: Any) -> Any:
     if set(card) == {"dict"} and all(isinstance(key, str) for key, _ in card["dict"]):
         return {key: readable(item) for key, item in card["dict"]}
     return {key: readable(item) for key, item in card.items()}
+
+
+def compact(value: Any, plain: bool = False, indent: str = "", room: int = 120) -> str:
+    """JSON text: what fits on a line stands on one, lists of more are filled line by line, mappings go a key a line.
+
+    Arguments:
+        plain: Whether in ASCII alone.
+        room: Characters a line.
+    """
+    line = json.dumps(value, ensure_ascii=plain)
+    if not value or not isinstance(value, dict | list) or len(indent) + len(line) <= room:
+        return line
+    inner = indent + "  "
+    if isinstance(value, dict):
+        names = [json.dumps(str(key), ensure_ascii=plain) for key in value]
+        parts = [f"{n}: {compact(v, plain, inner, room)}" for n, v in zip(names, value.values(), strict=True)]
+        return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
+    lines, parts = [""], [compact(item, plain, inner, room) for item in value]
+    for i, part in enumerate(parts):
+        part += "," * (i + 1 < len(parts))
+        joined = f"{lines[-1]} {part}" if lines[-1] else part
+        lines[-1:] = [joined] if len(inner) + len(joined) <= room else [lines[-1], part] if lines[-1] else [part]
+    return "[\n" + "\n".join(inner + line for line in lines) + f"\n{indent}]"
 
 
 def show(result: Any, title: str) -> None:

@@ -310,5 +310,6 @@ def as_numbers(value: Any, shape: Sequence[int], name: str) -> Tensor:
             "Axes: the discrete parents in the order of the edges, then the child or its inputs",
         )  # fmt: skip
     if numbers.isnan().any():
-        raise ParameterError(f"{name} has NaN", "numbers")
+        where = f" at {numbers.isnan().nonzero()[0].tolist()}" if numbers.ndim else ""
+        raise ParameterError(f"{name} has NaN{where}", "numbers")
     return numbers.detach().clone()

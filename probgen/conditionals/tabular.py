@@ -86,7 +86,7 @@ class Tabular(Conditional):
         return off
 
     def _refuse(self, table: Tensor, total: Tensor, log: bool) -> None:
-        """Names the first unusable number, by its configuration."""
+        """Names the first unusable number, by its configuration and level."""
         if not log and (table < 0).any():
             bad, values, what, wanted = table < 0, table, "is negative", "a probability"
         else:
@@ -94,6 +94,8 @@ class Tabular(Conditional):
         place = tuple(bad.nonzero()[0].tolist())
         named = [column.levels[i] for column, i in zip(self.parents, place, strict=False)]  # type: ignore[attr-defined]
         where = f" where the parents are {named}" if self.parents else ""
+        if values is table:
+            where = f" at the level {self.child.levels[place[-1]]!r}{where}"  # type: ignore[attr-defined]
         raise ParameterError(f"{values[place].item():.9g} {what}{where}", wanted, "Check the table, and its axes")
 
     def log_table(self) -> Tensor:

@@ -1,7 +1,8 @@
 """Estimators of log p(x): one frozen dataclass each, ``estimator(model, x, given, generator=...) -> LogProb``."""
 
+from probgen.estimate.anneal import AIS
 from probgen.estimate.auto import Ladder
 from probgen.estimate.bound import ELBO, IWAE
 from probgen.estimate.enumerate import Enumerate
 
-__all__ = ["ELBO", "IWAE", "Enumerate", "Ladder"]
+__all__ = ["AIS", "ELBO", "IWAE", "Enumerate", "Ladder"]

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ __all__ = ["Bridge", "Crossing", "Plan"]
 
 _ROWS = 512  # at a time: each keeps a generator
 _NUMBERS = 8192  # of a row's noise at a time
+_WIDENING = 500  # draws that decide by how much
 _WIDEST = 4.0  # of the sigmoid schedule, Grosse et al. (2015)
 
 
@@ -53,6 +54,11 @@ class Plan:
         curve = torch.sigmoid(_WIDEST * line)
         return ((curve - curve[0]) / (curve[-1] - curve[0])).tolist()
 
+    def bridges(self, weights: Weights) -> "Iterator[tuple[Tensor, Bridge]]":
+        """Row numbers and their bridge, in pieces that fit in the cache."""
+        for rows in weights.blocks(self.chains, _ROWS):
+            yield rows, Bridge(weights[rows], self)
+
     @property
     def evaluations(self) -> int:
         """Of log p(x, z) with its gradient, a row and crossing."""
@@ -84,26 +90,35 @@ class Bridge:
 
     Arguments:
         rows: Weights of the rows.
-        plan: How it is crossed.
+        plan: How it is crossed. From the guide, it is first widened on active latents, for chains that start in too
+            narrow a guide leave it by rare and heavy weights.
     """
 
     def __init__(self, rows: Weights, plan: Plan) -> None:
         self.rows, self.plan = rows, plan
         with torch.no_grad():
+            self.scale = rows.widening(_WIDENING) if plan.start == "guide" else None
             noise = torch.zeros(1, len(rows), rows.model.latent_dim, dtype=torch.float64)
             self.dtype = rows.model._propose(rows.x, rows.given, noise)[0].dtype
 
+    def __getitem__(self, rows: Tensor) -> "Bridge":
+        part = object.__new__(Bridge)
+        part.rows, part.plan, part.dtype = self.rows[rows], self.plan, self.dtype
+        part.scale = None if self.scale is None else self.scale[rows]
+        return part
+
     def log_w(self, u: Tensor) -> Tensor:
         """log w(u), (S, n), float64."""
-        if self.plan.start == "guide":
-            return self.rows.at(u)
+        if self.scale is not None:
+            return self.rows.at(u, self.scale)
         log_f = self.rows.model._log_joint(self.rows.x, u.to(self.dtype), self.rows.given)
         return log_f.to(torch.float64) - standard_normal(u)
 
     def place(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The chains' coordinates u of latents z (S, n, D), and whether they were found, (S, n)."""
-        if self.plan.start == "guide":
-            return self.rows.noise_of(z)
+        if self.scale is not None:
+            u, found = self.rows.noise_of(z)
+            return u / self.scale, found
         return z.to(torch.float64), torch.ones(z.shape[:-1], dtype=torch.bool)
 
     @torch.enable_grad()
@@ -211,13 +226,3 @@ class _Sizes:
             return torch.zeros(0, self.rows), torch.ones(0, self.rows)
         return torch.stack(self.used), torch.stack(self.shares)
 
-
-def rows_of(weights: Weights, plan: Plan) -> Iterator[tuple[Tensor, "Bridge"]]:
-    """Row numbers and their bridge, in pieces that fit in the cache."""
-    for rows in weights.blocks(plan.chains, _ROWS):
-        yield rows, Bridge(weights[rows], plan)
-
-
-def settings(owner: Any) -> Plan:
-    """The plan of an estimator's fields."""
-    return Plan(owner.chains, owner.temperatures, owner.leapfrogs, owner.start, owner.schedule)

@@ -19,7 +19,7 @@ __all__ = ["Verdict", "Weights", "at_least", "judge", "log_mean", "pareto_k", "q
 _CACHE = 1 << 20  # cells of work at a time: about 4 MB of float32
 _LOG_2PI = math.log(2 * math.pi)
 _FACTORS = (1.0, 1.1, 1.2, 1.35, 1.5)
-_MISSED = 0.01  # posterior mass that may lie where no draw is expected
+MISSED = 0.01  # posterior mass that may lie where no draw is expected
 
 
 def at_least(name: str, value: Any, least: int) -> None:
@@ -220,7 +220,7 @@ def judge(weights: Weights, samples: int, salt: str = "pilot", scale: Tensor | N
     if len(open_rows):
         wider = None if own is None else own[open_rows]
         missed[open_rows] = part[open_rows].missed(nats[open_rows], samples, samples, wider)
-        trusted &= ~(missed > _MISSED)
+        trusted &= ~(missed > MISSED)
     for whole, values in zip(found, (nats, stderr, ess, k, trusted, missed), strict=True):
         whole[rows] = values
     return found

@@ -2,7 +2,9 @@
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -92,10 +94,15 @@ class Event(ABC):
 def arguments(part: Any) -> dict[str, Any]:
     """The constructor call of an object whose constructor keeps every argument under its own name."""
     given: dict[str, Any] = {}
-    for name, parameter in inspect.signature(type(part)).parameters.items():
+    for name, parameter in _parameters(type(part)).items():
         value = getattr(part, name)
         given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
     return given
+
+
+@cache
+def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind).parameters
 
 
 def _is_default(declared: Any, value: Any) -> bool:

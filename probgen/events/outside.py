@@ -262,9 +262,16 @@ class Columns(NamedTuple):
 def columns(
     data: Any, names: Sequence[str] | None = None, levels: Mapping[str, Sequence[Any]] | None = None
 ) -> Columns:
-    """Any table; ``names`` are those of the columns of an array, ``levels`` those of columns that may come as codes."""
+    """Any table, a list of dicts (one a row) included.
+
+    Arguments:
+        names: Of the columns of an array.
+        levels: Of columns that may come as codes.
+    """
     if isinstance(data, str | os.PathLike):
         data = frames.read(data)
+    if isinstance(data, list | tuple) and data and all(isinstance(row, Mapping) for row in data):
+        data = {name: [row.get(name) for row in data] for name in dict.fromkeys(chain.from_iterable(data))}
     if isinstance(data, Mapping):
         return _from_mapping(data)
     if frames.is_frame(data):
@@ -275,8 +282,10 @@ def columns(
     if values.ndim != 2 or names is None or values.shape[1] != len(names):
         raise ShapeError(
             f"{type(data).__name__} of shape {values.shape} for a table" + (f" of columns {names}" if names else ""),
-            "a data frame, a dict of columns, a csv or Parquet path, or an array (n, columns)",
-            "Name the columns: pandas.DataFrame(x, columns=[...])",
+            "a data frame, a dict of columns, a list of dicts, a csv or Parquet path, or an array (n, columns)",
+            "A row of a frame: series.to_frame().T"
+            if type(data).__name__ == "Series"
+            else "Name the columns: pandas.DataFrame(x, columns=[...])",
         )
     cells = {name: (values[:, i], missing[:, i]) for i, name in enumerate(names)}
     return Columns(cells, np.arange(len(values)), {}, _form(data))

@@ -1,7 +1,9 @@
 """Rows of named columns of mixed types."""
 
+import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from probgen import frames
-from probgen.errors import DataError, ParameterError, ShapeError, SupportError, nearest
+from probgen.errors import DataError, ParameterError, ShapeError, SupportError
 from probgen.events.array import Array, Support, exact, positive_step
 from probgen.events.cells import row_hash, to_form, whole
 from probgen.events.event import Checked, Event, refuse_empty
@@ -50,7 +52,11 @@ class Count(Column):
 
 @dataclass(frozen=True, repr=False)
 class Category(Column):
-    """One of some levels (strings, numbers, booleans). Declared levels that never occur are kept."""
+    """One of some levels (strings, numbers, booleans). Declared levels that never occur are kept.
+
+    A numeral is another level than its number. But where every level is the text of a whole number, as in network
+    files, whole numbers stand for their texts, and so does "0.0", which is what a csv makes of those beside gaps.
+    """
 
     levels: tuple = ()
 
@@ -63,12 +69,17 @@ class Category(Column):
             raise ParameterError(
                 f"levels={levels}", "at least one level: strings, numbers, booleans", "Leave None and NaN out"
             )
+        if odd := [level for level in levels if type(level) not in (str, int, float, bool)]:
+            came = f"levels={levels!r:.80}: {type(odd[0]).__name__} {odd[0]!r:.40}"
+            raise ParameterError(came, "strings, numbers, booleans", "Write it as text: str(level)")
         if len(set(levels)) < len(levels):
             raise ParameterError(f"levels={levels}", "each level once (1, 1.0 and True are the same)")
 
     def codes(self, name: str, values: np.ndarray, missing: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """Positions in ``levels``, NaN where missing; an unseen level is named by row, column and value."""
         codes = self._places(values)
+        if self._numerals is not None and (codes == _UNKNOWN).any():
+            codes = np.where(codes == _UNKNOWN, self._numerals._places(_whole_texts(values)), codes)
         codes[missing] = math.nan
         unknown = np.flatnonzero(codes == _UNKNOWN)
         codes[[i for i in unknown if is_missing(values[i])]] = math.nan
@@ -78,15 +89,30 @@ class Category(Column):
         )  # fmt: skip
         name_cells(
             codes == _UNKNOWN, values, keys, [name], "is no known level", f"one of {list(self.levels)[:12]}",
-            self._advice(values[unknown]), SupportError,
+            self._advice(name, values[unknown]), SupportError,
         )  # fmt: skip
         return codes
 
-    def _advice(self, unknown: np.ndarray) -> str:
+    @cached_property
+    def _numerals(self) -> "Category | None":
+        """The whole numbers whose texts the levels are; None where one is something else."""
+        texts = all(isinstance(level, str) and _WHOLE.fullmatch(level) for level in self.levels)
+        return Category(tuple(map(int, self.levels))) if texts else None
+
+    def _advice(self, name: str, unknown: np.ndarray) -> str:
         """What to do about cells that are no level."""
-        texts = {str(v).lower() for v in unknown[:3].tolist() if not isinstance(v, str)}
-        if texts & {level.lower() for level in self.levels if isinstance(level, str)}:
-            return "The levels are text: convert the column, say frame.astype(str)"
+        came, texts = unknown[:3].tolist(), {level.lower(): level for level in self.levels if isinstance(level, str)}
+        truths = {v: texts[str(v).lower()] for v in came if isinstance(v, bool) and str(v).lower() in texts}
+        if truths:
+            return f"The levels are text: convert the column, say frame[{name!r}].map({truths})"
+        whole = {str(int(v)) for v in came if isinstance(v, float) and v.is_integer()}
+        if whole & set(texts):
+            return f'The levels are text: convert the column, say frame[{name!r}].astype("Int64").astype("string")'
+        if {str(v).lower() for v in came if not isinstance(v, str)} & set(texts):
+            return f'The levels are text: convert the column, say frame[{name!r}].astype("string"), which keeps gaps'
+        others = {str(level) for level in self.levels if not isinstance(level, str)}
+        if others & {v for v in came if isinstance(v, str)}:
+            return f"Such levels are no text: convert the column {name!r}"
         return "Fit on data that hold it, or declare it in events.Category(levels)"
 
     def _places(self, values: np.ndarray) -> np.ndarray:
@@ -121,6 +147,22 @@ def _is_hashable(value: Any) -> bool:
 
 
 _UNKNOWN, _STRANGE = -1.0, -2.0
+_WHOLE = re.compile(r"0|-?[1-9][0-9]*")
+_POINT = re.compile(r"(0|-?[1-9][0-9]*)\.0+")
+
+
+def _whole_texts(values: np.ndarray) -> np.ndarray:
+    """Numbers, and texts such as "3.0", as the numbers they are; everything else, truth values included, as None."""
+    if values.dtype.kind in "iuf":
+        return values
+    return frames.objects((_whole_text(value) for value in values.tolist()), len(values))
+
+
+def _whole_text(value: Any) -> Any:
+    if isinstance(value, str):
+        found = _POINT.fullmatch(value)
+        return int(found[1]) if found else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _place(places: dict[Any, float], value: Any) -> float:
@@ -176,11 +218,12 @@ class Table(Event):
             return f"{'counting' if step else 'lebesgue'}({name}{step}{unit})"
         return f"counting({name})"
 
-    def check(self, data: Any) -> Checked:
+    def check(self, data: Any, partial: bool = False) -> Checked:
+        """As any event's; ``partial`` takes columns that are lacking as missing in every row."""
         levels = {name: column.levels for name, column in self.columns.items() if isinstance(column, Category)}
         data = frames.read(data, self.texts) if isinstance(data, str | os.PathLike) else data
         found = columns(data, list(self.columns), levels)
-        cells = self.cells(found.cells, found.keys, found.codes)
+        cells = self.cells(found.cells, found.keys, found.codes, partial)
         seen = (~np.isnan(cells)).sum(axis=1)
         about = Fingerprint(
             found.keys, lambda: row_hash(cells), seen, self._text, self.measure,
@@ -193,22 +236,23 @@ class Table(Event):
         raw: Mapping[str, tuple[np.ndarray, np.ndarray]],
         keys: np.ndarray,
         codes: Mapping[str, np.ndarray] = MappingProxyType({}),
+        partial: bool = False,
     ) -> np.ndarray:
         """Checked cells (n, columns) of outside columns, given as (values, missing mask) by name, or as codes.
+
+        Arguments:
+            partial: Whether some columns, not all, may be lacking: their cells are missing.
 
         Raises:
             ShapeError: lacking or superfluous columns, or no rows.
             DataError, SupportError: a cell that can't be used, by row, column and value.
         """
-        came = [*raw, *codes]
+        came = {*raw, *codes}
         lacking, extra = [c for c in self.columns if c not in came], [c for c in raw if c not in self.columns]
-        if lacking or extra:
-            raise ShapeError(
-                f"A table with columns {came}: lacks {lacking}, has {extra} besides",
-                f"exactly the columns {list(self.columns)}",
-                "Choose them: frame[list(model.event.columns)]" if not lacking else nearest(lacking[0], came),
-            )
+        if extra or (lacking and not (partial and len(lacking) < len(self.columns))):
+            raise self._other_columns(lacking, extra, partial)
         refuse_empty(len(keys))
+        codes = {**codes, **{name: np.full(len(keys), math.nan) for name in lacking}}
         cells = np.stack(
             [codes[name] if name in codes else self._column(name, *raw[name], keys) for name in self.columns], axis=1
         )
@@ -218,6 +262,28 @@ class Table(Event):
                 "Declare missing=True in the event, impute, or drop the rows", DataError,
             )  # fmt: skip
         return cells
+
+    def _other_columns(self, lacking: list[str], extra: list[str], partial: bool) -> ShapeError:
+        folded = {c.casefold().strip(): c for c in extra}
+        close = {c: difflib.get_close_matches(c.casefold(), folded, n=1) for c in lacking}
+        near = {c: folded[found[0]] for c, found in close.items() if found}
+        known = "[c for c in frame if c in model.event.columns]" if partial else "[*model.event.columns]"
+        do = f"Choose them: frame[{known}]"
+        if lacking and not partial:
+            do = "Add them, empty (None) where nothing is known, if the family takes gaps"
+        if partial and not extra:
+            do = "Give at least one of them"
+        if unnamed := [c for c in extra if c == "" or c.startswith("Unnamed: ")]:
+            do = f"{unnamed[0]!r} looks like an index: leave it out, as pandas' to_csv(..., index=False) does"
+        if not near and len(extra) == 1 and (";" in extra[0] or "\t" in extra[0]):
+            do = "Separate the cells of a csv by commas"
+        if near:
+            do = f"Perhaps {next(iter(near.values()))!r} is the column {next(iter(near))!r}"
+        return ShapeError(
+            f"A table of other columns: lacks {_some(lacking)}, has {_some(extra)} besides",
+            f"{'some of' if partial else 'exactly'} the columns {_some([*self.columns])}",
+            do,
+        )
 
     def _column(self, name: str, values: np.ndarray, missing: np.ndarray, keys: np.ndarray) -> np.ndarray:
         column = self.columns[name]
@@ -243,7 +309,11 @@ class Table(Event):
         return None
 
     def restore(self, x: Tensor, form: str = "pandas") -> Any:
-        """Levels and numbers in the user's form; "torch" gives a NumPy array where levels are no numbers."""
+        """Levels and numbers in the user's form; "torch" gives a NumPy array where levels are no numbers.
+
+        Arrow has no type for levels of which some are text and others not: such a table comes as a pandas frame.
+        """
+        form = "pandas" if form == "pyarrow" and any(map(_is_mixed, self.columns.values())) else form
         if form not in ("numpy", "torch", "list", "dict"):
             return frames.native(self._coded(x), form)
         found = self.outside(x)
@@ -267,6 +337,16 @@ class Table(Event):
         return {
             name: _outside_column(column, own) for own, (name, column) in zip(cells, self.columns.items(), strict=True)
         }
+
+
+def _some(names: list[str]) -> str:
+    """At most eight names, and how many there are."""
+    return f"{names}" if len(names) <= 8 else f"{names[:8]} and {len(names) - 8} more"
+
+
+def _is_mixed(column: Column) -> bool:
+    kinds = set(map(type, column.levels)) if isinstance(column, Category) else {float}
+    return len(kinds) > 1 and kinds != {int, float}
 
 
 def _with_nan(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-from probgen.errors import ParameterError, StructureError, nearest
+from probgen.errors import ParameterError, StoreError, StructureError, nearest
 from probgen.model import GenerativeModel
 
 __all__ = ["export", "wrap"]
@@ -49,12 +49,15 @@ def wrap(foreign: Any) -> Any:
     library = type(foreign).__module__.partition(".")[0]
     if library not in _FROM:
         raise StructureError(
-            f"A {type(foreign).__module__}.{type(foreign).__qualname__}", f"a model of {' or '.join(sorted(_FROM))}"
+            f"A {type(foreign).__module__}.{type(foreign).__qualname__}",
+            f"a fitted model of {' or '.join(sorted(_FROM))}",
+            "A Pyro program of discrete sites: BayesianNetwork.from_pyro(program)" if callable(foreign) else "",
         )
     return importlib.import_module(_FROM[library]).wrap(foreign)
 
 
 def _read(path: Path) -> Any:
+    """The network in a file, by its suffix."""
     suffix = path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
     if suffix not in _FILES or (path.suffix == ".gz" and suffix != ".bif"):
         raise StructureError(
@@ -62,6 +65,8 @@ def _read(path: Path) -> Any:
             f"one of {', '.join(_FILES)}, .bif.gz",
             "Or a fitted model",
         )
+    if not path.exists():
+        raise StoreError(f"There is no file {path}", "a network file that exists", "Check the path")
     module = importlib.import_module(_FILES[suffix])
     return module.load(path) if suffix == ".bif" else module.read(path)
 

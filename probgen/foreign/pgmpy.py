@@ -51,7 +51,7 @@ def _discrete(foreign: Any) -> BayesianNetwork:
                     f"The CPD of {node!r} has states {cpd.state_names.get(parent)} of {parent!r}, whose own CPD "
                     f"has {levels[parent]}", "the same names in the same order",
                 )  # fmt: skip
-    columns = {names[node]: Category(tuple(levels[node])) for node in names}
+    columns = {names[node]: _category(node, levels[node]) for node in names}
     net = BayesianNetwork(Table(columns), _edges((node, cpd.variables[1:]) for node, cpd in cpds.items()))
     off = 0.0
     for node, cpd in cpds.items():
@@ -88,6 +88,13 @@ def _names(foreign: Any) -> dict[Any, str]:
     if not names or len(set(names.values())) < len(names):
         raise StructureError(f"nodes {list(names)[:12]}", "at least one, each of its own name")
     return names
+
+
+def _category(node: Any, states: list) -> Category:
+    try:
+        return Category(tuple(states))
+    except ParameterError as problem:
+        raise StructureError(f"The states of {node!r}: {problem.came}", problem.wanted, problem.do) from problem
 
 
 def _cpd(foreign: Any, node: Any, kind: str) -> Any:

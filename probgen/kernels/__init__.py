@@ -21,6 +21,6 @@ def _built(name: str) -> ModuleType | None:
 native, cliques, counting = (_built(name) for name in ("native", "cliques", "counting"))
 if None in (native, cliques, counting):
     logging.getLogger("probgen").warning(
-        "probgen runs without its compiled kernels: hidden Markov models and Bayesian networks are tens of times slower. "
-        "To build them, install probgen again where there is a C++ compiler"
+        "probgen runs without its compiled kernels: hidden Markov models are about ten times slower, Bayesian networks "
+        "hundreds of times. To build them, install probgen again where there is a C++ compiler"
     )

@@ -361,8 +361,14 @@ class LogProb:
         mean = f"{self.kind}, mean undefined: +inf and -inf" if undefined else nats.mean()
         refused = f", {int(self.refused.sum())} refused: {self.reason}" if self.refused.any() else ""
         density = ", density: may be > 0" if "lebesgue" in self.measure else ""
-        about = f"of {self.of} under {self.target}, measure {self.measure or 'unknown'}{density}"
+        about = f"of {self.of} under {self.target}, measure {_short(self.measure) or 'unknown'}{density}"
         return f"LogProb({mean}, {rows}{refused}; by {self.by or 'the model'}; {about})"
+
+
+def _short(measure: str) -> str:
+    """A product of many columns by its first two."""
+    parts = measure.split(" x ")
+    return measure if len(parts) <= 6 else f"{parts[0]} x {parts[1]} x ... ({len(parts)} columns)"
 
 
 def _plain(values: Any) -> Any:

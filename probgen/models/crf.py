@@ -175,6 +175,16 @@ class LinearChainCRF(GenerativeModel):
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
         return LogProb(Kind.EXACT, self._nats(x, given), by="chain")
 
+    def _log_prob_steps(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
+        """log p(y_t | y_1..y_{t-1}, all inputs): given its inputs the field is a Markov chain forwards in time."""
+        free = self._chain(x, given, labelled=False)
+        ahead = free.table + chains.logspace.backward(free)
+        initial = (free.initial + ahead[free.starts]).log_softmax(1)
+        moves = (free.transition + ahead[:, None]).log_softmax(2)
+        seen = torch.where(torch.isneginf(self._chain(x, given, labelled=True).table), -torch.inf, 0.0)
+        nats = chains.filter(chains.Chain(initial, moves, seen.to(torch.float64), x.lengths)).nats
+        return LogProb(Kind.EXACT, nats, by="chain")
+
     def _sample(self, n: int, given: Ragged | None, *, generator: torch.Generator, length: int = 20) -> Ragged:
         """``length``: steps of each sequence where there are no inputs; else n sequences for the one of inputs."""
         if given is not None and len(given) != 1:

@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import torch
 
-from probgen.models.markovfield import AIS, LoopyBP, MarkovField, TreeReweighted
+from probgen.models.markovfield import LoopyBP, MarkovField, PartitionAIS, TreeReweighted
 
 SWEEPS = 20  # rounds of messages, both sides
 
@@ -112,7 +112,7 @@ def main(side=20, pairs=3):
         print(f"pgmpy factors {a:.2f} s, probgen {b:.4f} s, ratio {a / b:.0f}")
     print(f"{side} x {side}, {SWEEPS} rounds: {statistics.median(ratios):.0f} times as fast (median of {pairs})")
     print(f"plan of that grid: {m.plan.cost()}")
-    for estimator in (LoopyBP(), TreeReweighted(), AIS(temperatures=50)):
+    for estimator in (LoopyBP(), TreeReweighted(), PartitionAIS(temperatures=50)):
         seconds, found = timed(lambda e=estimator: m.log_partition(e, seed=0))
         print(f"log Z by {found.by}: {found.nats:.4f} ({found.kind}) in {seconds:.2f} s, {found.diagnostics}")
     for size in (10, 14, 16):

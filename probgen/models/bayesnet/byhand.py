@@ -1,14 +1,16 @@
 """Networks that a user has in the head: tables by the names of their levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from probgen.errors import ParameterError, ShapeError, StructureError, nearest
+from probgen.errors import ParameterError, ProbgenError, ShapeError, StructureError, nearest
+from probgen.events import Category
 
-__all__ = ["read_tables"]
+__all__ = ["read_tables", "set_tables"]
 
 
 class _Entry(NamedTuple):
@@ -31,12 +33,19 @@ def read_tables(tables: Any) -> tuple[dict[str, tuple], list[tuple[str, str]], d
                     f"{name!r} has the parent {parent!r}, which has no table", "", nearest(parent, entries)
                 )
     levels = {name: entry.levels for name, entry in entries.items()}
+    for name, own in levels.items():
+        with _naming(name):
+            Category(own)
     edges = [(parent, name) for name, entry in entries.items() for parent in entry.parents]
     return levels, edges, {name: _array(name, entry, levels) for name, entry in entries.items()}
 
 
 def _entry(name: str, given: Any) -> _Entry:
     if isinstance(given, Mapping):
+        if any(isinstance(row, Mapping) for row in given.values()):
+            came = f"The table of {name!r} has a row for each of {list(given)[:6]}, but names no parent"
+            do = f"{name!r}: ('the parent', {{{next(iter(given))!r}: {{...}}}})"
+            raise StructureError(came, "a pair (parents, rows)", do)
         return _Entry(tuple(given), (), {(): given})
     parts = given if isinstance(given, tuple) else ()
     if len(parts) == 2 and isinstance(parts[1], Mapping):
@@ -54,6 +63,21 @@ def _entry(name: str, given: Any) -> _Entry:
         f"{name!r}: {given!r:.80}",
         "{level: probability}, (parents, {configuration: {level: probability}}) or (levels, [parents,] array)",
     )
+
+
+def set_tables(net: Any, arrays: Mapping[str, Any]) -> None:
+    """Puts probabilities into a network; what is wrong with them is told with the name of the variable."""
+    for name, probabilities in arrays.items():
+        with _naming(name):
+            net.conditional(name).set_table(probabilities)
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ProbgenError as problem:
+        raise type(problem)(f"Variable {name!r}: {problem.came}", problem.wanted, problem.do) from problem
 
 
 def _key(key: Any) -> tuple:

@@ -112,12 +112,16 @@ def slices(net: "BayesianNetwork") -> tuple[Table, int]:
         match = _SLICE.fullmatch(column)
         if match is None:
             raise StructureError(
-                f"column {column!r}", 'columns "x[0]", "x[1]", ...', "dynamic(...) makes such a network"
+                f"column {column!r}",
+                'columns such as "x[0]" and "x[1]"',
+                "BayesianNetwork.dynamic makes such a network",
             )
         found.setdefault(match[1], {})[int(match[2])] = kind
     times = [sorted(own) for own in found.values()]
     if any(own != list(range(len(times[0]))) for own in times):
-        raise StructureError(f"slices {times[:4]}", "every variable in slices 0, 1, ...", "dynamic(...) makes them")
+        raise StructureError(
+            f"slices {times[:4]}", "every variable in each slice from 0", "BayesianNetwork.dynamic makes them"
+        )
     return Table({name: own[0] for name, own in found.items()}), len(times[0])
 
 
@@ -215,5 +219,6 @@ def _as_columns(part: Any, held: Sequence[str], i: int) -> dict[str, np.ndarray]
     array = np.asarray(part)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2 or array.shape[1] != len(held):
-        raise ShapeError(f"Sequence {i} of shape {array.shape}", f"(T, {len(held)}), columns {list(held)}", "columns=")
+        do = "Where it holds some of the variables only, name them: columns=['x']"
+        raise ShapeError(f"Sequence {i} of shape {array.shape}", f"(T, {len(held)}), its columns {list(held)}", do)
     return dict(zip(held, array.T, strict=True))

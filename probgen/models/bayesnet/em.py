@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from probgen import cliques
 from probgen.conditionals import Conditional, LinearGaussian, Tabular
 from probgen.errors import StructureError
 from probgen.models.bayesnet.gaussian import Component
-from probgen.models.bayesnet.scoring import cells_of, groups
+from probgen.models.bayesnet.scoring import cells_of, expanded, groups, table_of
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
@@ -22,6 +22,7 @@ __all__ = ["Complete", "Expected", "Open", "Problem", "codes_of", "count", "expe
 Tables = Mapping[int, Tensor]  # the log-table of each distinct conditional over categories, by its key
 
 _NUMBERS = 1 << 22  # of a row-wise table that are held at once
+_DENSE = 1 << 26  # of a regression's weights, one a row and configuration
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +32,12 @@ class Complete:
     Arguments:
         x: Cells (n, columns).
         counts: Of each node whose family is all categories, by name, shaped as its table.
-        weights: Of each other node, which configuration of its categories each row has, as 0 and 1, (n, *cards).
+        others: The other nodes.
     """
 
     x: Tensor
     counts: dict[str, Tensor]
-    weights: dict[str, Tensor]
+    others: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +138,7 @@ class Problem:
     def _complete(self, x: Tensor) -> Complete:
         codes = codes_of(self.net, x)
         counts = {name: count(codes, self.scopes[name], self.cards) for name in self.tabular}
-        others = [name for name in self.net.variables if name not in counts]
-        return Complete(x, counts, {name: one_hot(codes, self.scopes[name], self.cards) for name in others})
+        return Complete(x, counts, tuple(name for name in self.net.variables if name not in counts))
 
     def _open(self, x: Tensor, weights: Tensor) -> list[Block]:
         made: list[Block] = []
@@ -156,12 +156,12 @@ class Problem:
             made.append(Open(group.x, own, plan, found.codes.contiguous(), found.nodes, found.apart, fillers))
         return made
 
-    def factor(self, node: str | Component, x: Tensor, tables: Tables) -> Tensor:
-        """The present log-table of a node, or one a row."""
+    def factor(self, node: str | Component, scope: tuple[int, ...], x: Tensor, tables: Tables) -> Tensor:
+        """The present log-table of a node, or one a row over a scope."""
         if isinstance(node, Component):
             return node.log_table(self.net, x)
         key = self.keys[node]
-        return tables[key] if key in tables else self.net.conditional(node).log_factor(*cells_of(self.net, x, node))
+        return tables[key] if key in tables else table_of(self.net, x, node, scope)
 
 
 def distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,13 +210,6 @@ def count(codes: Tensor, scope: Sequence[int], cards: Sequence[int]) -> Tensor:
     return counts.to(torch.float64).reshape(shape)
 
 
-def one_hot(codes: Tensor, scope: Sequence[int], cards: Sequence[int]) -> Tensor:
-    """Which configuration of some categories each row has, as 0 and 1, shape (n, *cards)."""
-    shape = [cards[v] for v in scope]
-    hot = nn.functional.one_hot(_places(codes, scope, cards).long(), math.prod(shape))
-    return hot.to(torch.float64).reshape(-1, *shape)
-
-
 # The E step
 
 
@@ -237,19 +230,20 @@ def _complete_nats(problem: Problem, block: Complete, tables: Tables) -> Tensor:
         for name, counts in block.counts.items()
     ]
     net = problem.net
-    nats += [net.conditional(name).log_prob(*cells_of(net, block.x, name)).sum() for name in block.weights]
+    nats += [net.conditional(name).log_prob(*cells_of(net, block.x, name)).sum() for name in block.others]
     return torch.stack(nats).sum()
 
 
 def _product(problem: Problem, block: Open, tables: Tables) -> tuple[list[Tensor], Tensor]:
     """The factors of the plan, and the sum (n,) of those apart from it."""
+    scopes = block.plan.scopes if block.plan is not None else ()
     made = [
-        block.fillers[i] if node is None else problem.factor(node, block.x, tables)
-        for i, node in enumerate(block.nodes)
+        block.fillers[i] if node is None else problem.factor(node, scope, block.x, tables)
+        for i, (node, scope) in enumerate(zip(block.nodes, scopes, strict=True))
     ]
     offset = torch.zeros_like(block.weights)
     for node in block.apart:
-        offset = offset + problem.factor(node, block.x, tables)
+        offset = offset + problem.factor(node, (), block.x, tables)
     return made, offset
 
 
@@ -276,8 +270,8 @@ def expect(problem: Problem) -> tuple[float, Expected]:
 def _expect_complete(problem: Problem, block: Complete, tables: Tables, found: Expected) -> float:
     for name, counts in block.counts.items():
         found.add(found.counts, problem.keys[name], counts)
-    for name, weights in block.weights.items():
-        found.rows.setdefault(problem.keys[name], []).append((*cells_of(problem.net, block.x, name), weights))
+    for name in block.others:
+        _collect(problem, block.x, name, (), torch.ones(len(block.x), dtype=torch.float64), found)
     return float(_complete_nats(problem, block, tables))
 
 
@@ -287,20 +281,54 @@ def _expect_open(problem: Problem, block: Open, tables: Tables, found: Expected)
     if block.plan is not None:
         inside, shares = cliques.expected(block.plan, made, block.codes, block.weights, limit=problem.net.limit)
         nats = nats + inside
-    for node, share in zip((*block.nodes, *block.apart), (*shares, *[block.weights] * len(block.apart)), strict=True):
+    scopes = block.plan.scopes if block.plan is not None else ()
+    apart = [(node, (), block.weights) for node in block.apart]
+    for node, scope, share in (*zip(block.nodes, scopes, shares, strict=True), *apart):
         if node is not None:
-            _collect(problem, block.x, node, share, found)
+            _collect(problem, block.x, node, scope, share, found)
     return float((nats * block.weights).sum())
 
 
-def _collect(problem: Problem, x: Tensor, node: str | Component, share: Tensor, found: Expected) -> None:
+def _collect(
+    problem: Problem, x: Tensor, node: str | Component, scope: tuple[int, ...], share: Tensor, found: Expected
+) -> None:
+    """What some rows say about a node; ``share`` is the weight of each row under each configuration of the scope."""
     if isinstance(node, Component):
         for name, moments in node.second_moments(problem.net, x, share).items():
             found.add(found.moments, problem.keys[name], moments)
-    elif node in problem.tabular:
-        found.add(found.counts, problem.keys[node], share)
+        return
+    key, conditional = problem.keys[node], problem.net.conditional(node)
+    if node in problem.tabular:
+        found.add(found.counts, key, share)
+    elif isinstance(conditional, LinearGaussian):
+        found.add(found.moments, key, _moments(conditional, *expanded(problem.net, x, node, scope), share.reshape(-1)))
     else:
-        found.rows.setdefault(problem.keys[node], []).append((*cells_of(problem.net, x, node), share))
+        weights = _spread(problem, x, node, scope, share)
+        found.rows.setdefault(key, []).append((*cells_of(problem.net, x, node), weights))
+
+
+def _spread(problem: Problem, x: Tensor, node: str, scope: tuple[int, ...], share: Tensor) -> Tensor:
+    """Weights over a scope as weights over all categories of the family, (n, *cards)."""
+    net, full = problem.net, problem.scopes[node]
+    if scope == full:
+        return share
+    size = math.prod(net.cards[v] for v in full)
+    if len(x) * size > _DENSE:
+        raise StructureError(
+            f"{node!r} has {size} configurations of categories in its family, for {len(x)} rows",
+            f"at most {_DENSE} numbers: its regression reads one weight a row and configuration",
+            "Give it fewer discrete parents, or LinearGaussian, which reads sums",
+        )
+    out = share.new_zeros(len(x), *(net.cards[v] for v in full))
+    codes = x[:, [net.index[net.discrete[v]] for v in full]].nan_to_num().long()
+    lead = [len(x), *[1] * len(scope)]
+    where = [
+        torch.arange(net.cards[v]).reshape([1, *(-1 if u == v else 1 for u in scope)]) if v in scope
+        else codes[:, i].reshape(lead)
+        for i, v in enumerate(full)
+    ]  # fmt: skip
+    out[(torch.arange(len(x)).reshape(lead), *where)] = share
+    return out
 
 
 # The M step
@@ -318,8 +346,7 @@ def maximise(problem: Problem, found: Expected, fill: bool = True) -> dict[int, 
         if key in found.counts:
             unseen[key] = maximise_counts(conditional, found.counts[key], fill)
         elif key in found.moments and isinstance(conditional, LinearGaussian):
-            parts = [_moments(conditional, *part) for part in found.rows.get(key, [])]
-            unseen[key] = conditional.maximise_moments(sum(parts, found.moments[key]), conditional.centre)
+            unseen[key] = conditional.maximise_moments(found.moments[key], conditional.centre)
         elif key in found.rows:
             child, parents, weights = (torch.cat(parts) for parts in zip(*found.rows[key], strict=True))
             unseen[key] = conditional.maximise_rows(child, parents, weights)
@@ -338,7 +365,11 @@ def maximise_counts(conditional: Conditional, counts: Tensor, fill: bool) -> lis
 
 
 def _moments(conditional: LinearGaussian, child: Tensor, parents: Tensor, weights: Tensor) -> Tensor:
-    """Sums of weight * u u' of rows without gaps, u = (1, real parents, child) about the centre."""
+    """Sums of weight * u u' of rows without gaps by configuration, u = (1, real parents, child) about the centre."""
     cells = torch.cat([conditional.inputs(parents), child[:, None]], 1) - conditional.centre
     u = torch.cat([torch.ones(len(child), 1, dtype=child.dtype), cells], 1)
-    return torch.stack([(w[:, None] * u).T @ u for w in weights.reshape(len(child), -1).T])
+    out = torch.zeros(conditional.configurations, u.shape[1] ** 2, dtype=u.dtype)
+    out.index_add_(
+        0, conditional.configuration(parents), (weights[:, None, None] * u[:, :, None] * u[:, None]).flatten(1)
+    )
+    return out.reshape(-1, u.shape[1], u.shape[1])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +12,15 @@ from torch import Tensor
 
 from probgen import frames
 from probgen.errors import ParameterError, ShapeError, nearest
-from probgen.events import Checked, Table
+from probgen.events import Checked
 from probgen.logprob import Kind, LogProb
 from probgen.models.bayesnet.likelihood import log_prob
-from probgen.models.bayesnet.scoring import impossible
+from probgen.models.bayesnet.scoring import impossible, measure
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
-__all__ = ["Conditions", "conditional_log_prob", "conditions", "rows"]
+__all__ = ["Conditions", "checked", "conditional_log_prob", "conditions", "labelled", "rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,15 +41,24 @@ class Conditions:
         return len(self.cells)
 
 
+def checked(net: "BayesianNetwork", x: Any) -> Checked:
+    """Rows in which columns may be lacking: nothing is known of them. A dict of single values is one row."""
+    x = frames.read(x, net.event.texts) if isinstance(x, str | PathLike) else x
+    x = _spread(x) if isinstance(x, Mapping) else x
+    return net.event.check(x, partial=net.event.missing)
+
+
 def rows(net: "BayesianNetwork", x: Any) -> tuple[Tensor, np.ndarray, Any]:
     """Cells (n, columns), row keys and form of data in which columns may be lacking: nothing is known of them."""
     if x is None:
         return torch.full((1, len(net.variables)), torch.nan, dtype=torch.float64), np.arange(1), net.form
-    if not _has_names(x) and not isinstance(x, str | PathLike):
-        checked = replace(net.event, missing=True).check(x)
-        return checked.x, checked.about.keys, checked.form
-    found = _partial(net, x)
+    found = _with_gaps(net, x)
     return found.x, found.about.keys, found.form
+
+
+def labelled(found: Any, x: Any) -> Any:
+    """Rows that answer a pandas frame, under its index."""
+    return found.set_axis(x.index) if frames.form(x) == frames.form(found) == "pandas" else found
 
 
 def conditions(net: "BayesianNetwork", given: Any, n: int | None) -> Conditions:
@@ -58,11 +68,11 @@ def conditions(net: "BayesianNetwork", given: Any, n: int | None) -> Conditions:
         ParameterError: not by column name, an unknown column, or nothing given.
         ShapeError: as many as neither one nor the rows of data.
     """
-    if not (_has_names(given) and len(given)) and not isinstance(given, str | PathLike):
-        raise ParameterError(
-            f"given={given!r:.80}", "cells by column name", "given={'smoke': 'yes'}, or a frame of conditions"
-        )
-    found = _partial(net, given)
+    if not _is_table(given):
+        came = f"given={given!r:.80}".partition("\n")[0]
+        do = "given=series.to_dict()" if type(given).__name__ == "Series" else "given={'smoke': 'yes'}, or a frame"
+        raise ParameterError(came, "cells by column name, or the path of a table", do)
+    found = _with_gaps(net, given)
     cells = found.x
     names = tuple(n for n, seen in zip(net.variables, (~cells.isnan()).any(0).tolist(), strict=True) if seen)
     if not names:
@@ -72,34 +82,43 @@ def conditions(net: "BayesianNetwork", given: Any, n: int | None) -> Conditions:
     return Conditions(cells, names, found.about.keys)
 
 
-def _has_names(data: Any) -> bool:
-    return isinstance(data, Mapping) or frames.is_frame(data)
+def _is_table(data: Any) -> bool:
+    if isinstance(data, str | PathLike):
+        return Path(data).suffix.lower() in frames.SUFFIXES
+    if isinstance(data, Mapping | list):
+        return bool(data) and (isinstance(data, Mapping) or all(isinstance(row, Mapping) for row in data))
+    return frames.is_frame(data)
 
 
-def _partial(net: "BayesianNetwork", data: Any) -> Checked:
-    """Cells of all columns where data have some; a dict may hold single values, which stand for every row."""
-    data = frames.read(data) if isinstance(data, str | PathLike) else data
-    if isinstance(data, Mapping):
-        many = [len(value) for value in data.values() if not _is_single(value)]
-        data = {str(name): [v] * (many or [1])[0] if _is_single(v) else v for name, v in data.items()}
-    names = [str(n) for n in data] if isinstance(data, Mapping) else _column_names(data)
+def _with_gaps(net: "BayesianNetwork", data: Any) -> Checked:
+    """Cells of data that may have gaps even where the event forbids them."""
+    event = net.event if net.event.missing else replace(net.event, missing=True)
+    data = frames.read(data, event.texts) if isinstance(data, str | PathLike) else data
+    names = [*map(str, data)] if isinstance(data, Mapping) else _column_names(data) if frames.is_frame(data) else ()
     for name in names:
         if name not in net.index:
-            raise ParameterError(f"There is no variable {name!r}", "", nearest(str(name), net.index))
-    some = {name: column for name, column in net.event.columns.items() if name in names}
-    if not some:
-        raise ParameterError("Rows without a single known column", f"some of {list(net.variables)[:12]}", "")
-    found = Table(some).check(data)
-    cells = torch.full((len(found), len(net.variables)), torch.nan, dtype=torch.float64)
-    cells[:, [net.index[name] for name in some]] = found.x
-    return replace(found, x=cells)
+            raise ParameterError(f"There is no variable {name!r}", "", nearest(name, net.index))
+    return event.check(_spread(data) if isinstance(data, Mapping) else data, partial=True)
+
+
+def _spread(data: Mapping) -> dict[str, Any]:
+    """A dict of columns in which single values stand for every row."""
+    many = [len(value) for value in data.values() if not _is_single(value)]
+    return {name: [_plain(v)] * (many or [1])[0] if _is_single(v) else v for name, v in data.items()}
 
 
 def _is_single(value: Any) -> bool:
-    return isinstance(value, str | bytes) or not hasattr(value, "__len__")
+    return isinstance(value, str | bytes) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
+
+
+def _plain(value: Any) -> Any:
+    """A single value; an array or tensor without dimensions as what it holds."""
+    return value.item() if getattr(value, "ndim", 1) == 0 and hasattr(value, "item") else value
 
 
 def _column_names(frame: Any) -> list[str]:
+    if hasattr(frame, "collect_schema"):  # polars, lazy or not
+        return frame.collect_schema().names()
     names = getattr(frame, "column_names", None)
     return [str(name) for name in (frame.columns if names is None else names)]
 
@@ -133,9 +152,6 @@ def _difference(net: "BayesianNetwork", above: LogProb, below: LogProb, given: C
     nats = np.where(refused, np.nan, above.__dict__["nats"] - below.__dict__["nats"])
     errors = [lp.stderr for lp in (above, below) if lp.stderr is not None]
     stderr = np.sqrt(np.sum(np.square(errors), axis=0)) if errors else None
-    rest = Table(
-        {name: column for name, column in net.event.columns.items() if name not in given.names} or net.event.columns
-    )
     named = {
         name: np.where(above.refused, above.__dict__[name], below.__dict__[name]) for name in ("_reasons", "_insteads")
     }
@@ -145,7 +161,7 @@ def _difference(net: "BayesianNetwork", above: LogProb, below: LogProb, given: C
         by=" - ".join(dict.fromkeys((above.by, below.by))),
         stderr=stderr,
         of=f"x|{','.join(given.names)}",
-        measure=rest.measure,
+        measure=measure(net, given.names),
         reason=named["_reasons"],
         instead=named["_insteads"],
     )

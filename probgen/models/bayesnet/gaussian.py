@@ -189,9 +189,9 @@ class _Split:
     """The joint normal of a component, its latents separated by an orthogonal turn.
 
     About the mean m each node is one equation of unit noise, W (x - m) = e with W = diag(1 / scale) (I - B). With
-    W = [H S] over latents and observed cells and H = Q R, the latents enter only the first equations of Q' W: what is
-    left over scores the observed cells, and no covariance is ever formed (Golub and Van Loan 2013, 5.3). Equations are
-    sorted by size, which keeps the turn accurate where scales differ by many orders.
+    W = [H S] over latents and observed cells and H = Q R, the latents enter only Q' W: what is orthogonal to Q scores
+    the observed cells, and no covariance is ever formed (Golub and Van Loan 2013, 5.3). Equations are sorted by size,
+    which keeps Q accurate where scales differ by many orders.
     """
 
     def __init__(self, component: Component, net: "BayesianNetwork") -> None:
@@ -205,9 +205,11 @@ class _Split:
         equations = self.system / scale[..., None]
         order = equations.abs().amax(-1).argsort(-1, descending=True)
         equations = equations.gather(1, order[..., None].expand_as(equations))
-        turn, triangle = torch.linalg.qr(equations[..., : self.hidden], mode="complete")
-        self.triangle = triangle[:, : self.hidden]
-        self.turned = turn.mT @ equations[..., self.hidden :]  # (C, k, observed)
+        turn, self.triangle = torch.linalg.qr(equations[..., : self.hidden])
+        seen = equations[..., self.hidden :]
+        self.along = turn.mT @ seen  # (C, latents, observed)
+        across = seen - turn @ self.along
+        self.across = across - turn @ (turn.mT @ across)  # (C, k, observed); twice is enough
         unit = torch.eye(self.hidden, dtype=torch.float64).expand_as(self.triangle)
         inverse = torch.linalg.solve_triangular(self.triangle, unit, upper=True)
         self.left = inverse @ inverse.mT
@@ -224,20 +226,19 @@ class _Split:
         shift = self.constants + torch.einsum("cke,ne->nck", self.away, x[:, self.outside])
         return torch.linalg.solve(self.system, shift.permute(1, 2, 0)).permute(2, 0, 1)
 
-    def _turned(self, x: Tensor, centres: Tensor) -> Tensor:
-        """The observed cells about their means in the turned equations, latents' first, (C, k, n)."""
-        return self.turned @ (x[:, None, self.seen] - centres[..., self.hidden :]).permute(1, 2, 0)
+    def _away(self, x: Tensor, centres: Tensor) -> Tensor:
+        """The observed cells about their means, (C, observed, n)."""
+        return (x[:, None, self.seen] - centres[..., self.hidden :]).permute(1, 2, 0)
 
     def density(self, x: Tensor) -> Tensor:
         """log N(observed), (n, C)."""
-        left_over = self._turned(x, self._centres(x))[:, self.hidden :]
+        left_over = self.across @ self._away(x, self._centres(x))
         return -0.5 * left_over.square().sum(1).T - self.log_scale - 0.5 * len(self.seen) * _LOG_2PI
 
     def means(self, x: Tensor) -> Tensor:
         """Of the latents given the observed cells, (n, C, latents)."""
         centres = self._centres(x)
-        first = self._turned(x, centres)[:, : self.hidden]
-        pull = torch.linalg.solve_triangular(self.triangle, first, upper=True)
+        pull = torch.linalg.solve_triangular(self.triangle, self.along @ self._away(x, centres), upper=True)
         return centres[..., : self.hidden] - pull.permute(2, 0, 1)
 
 

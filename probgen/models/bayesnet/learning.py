@@ -18,7 +18,7 @@ from probgen.models.bayesnet.posterior import (
     sample_networks,
     table_posterior,
 )
-from probgen.models.bayesnet.starting import hidden, owners, prepare, start
+from probgen.models.bayesnet.starting import barren, hidden, owners, prepare, start
 from probgen.training import Player, Progress, Schedule, train
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Options:
         method: "em", monotone or it raises, or "gradient": quasi-Newton on all rows, or Adam where ``steps`` is given.
         max_iter: Iterations of EM or of quasi-Newton.
         tol: Gain in nats a row below which an iteration of EM, or five of quasi-Newton, count as converged.
-        restarts: None takes 1, or 5 where some variable is hidden.
+        restarts: None takes 1, or 5 where some variable is hidden that data tell about.
         start: "cases", from the rows that have each node's family, or "current" to go on from the parameters as they
             are (one run): 10 + 10 iterations are the same bits as 20.
         steps, batch_size, learning_rate: Of Adam.
@@ -167,7 +167,8 @@ def _keep_counts(problem: Problem) -> None:
 def _runs(problem: Problem, generator: torch.Generator, plan: Options) -> list[Run]:
     if _is_closed(problem, plan):
         return [_count(problem, plan)]
-    restarts = plan.restarts or (5 if hidden(problem.net, problem.x) else 1)
+    told = set(hidden(problem.net, problem.x)) - set(barren(problem.net, problem.x))
+    restarts = plan.restarts or (5 if told else 1)
     restarts = restarts if plan.start == "cases" else 1
     climb = _train if plan.steps is not None else _climb if plan.method == "em" else _descend
     runs = []
@@ -327,13 +328,23 @@ def _unseen(problem: Problem) -> dict[int, list[int]]:
     return {key: (table.sum(-1).reshape(-1) <= 0).nonzero()[:, 0].tolist() for key, table in counts.items()}
 
 
+def _few(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:8])) + ", ..." * (len(names) > 8)
+
+
 def _notes(problem: Problem, plan: Options, best: Run) -> list[str]:
     net, notes = problem.net, []
     if gaps := 0 if problem.complete else int(problem.x.isnan().any(1).sum()):
         notes.append(f"{gaps} of {len(problem)} rows have missing cells, taken as missing at random")
-    if unknown := [] if problem.complete else hidden(net, problem.x):
-        names = ", ".join(map(repr, unknown[:8])) + ", ..." * (len(unknown) > 8)
-        notes.append(f"never observed, so hidden: {names}; what their levels or signs mean could change places")
+    unknown = [] if problem.complete else hidden(net, problem.x)
+    idle = barren(net, problem.x) if unknown else []
+    if told := [name for name in unknown if name not in idle]:
+        notes.append(f"never observed, so hidden: {_few(told)}; what their levels or signs mean could change places")
+    if idle:
+        notes.append(
+            f"never observed, nor anything below: {_few(idle)}; the data do not determine them, their tables are "
+            f"{'as they were' if plan.start == 'current' else 'uniform' if plan.prior == 'none' else 'the prior'}"
+        )
     kept = "their rows" if plan.start == "current" else "uniform rows" if plan.prior == "none" else "the prior's rows"
     for key, (conditional, nodes) in enumerate(owners(net)):
         if places := best.unseen.get(key):

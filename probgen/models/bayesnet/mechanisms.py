@@ -111,7 +111,7 @@ class World:
         gap = "" if whole or len(silent) > 1 else " (bounds need all cells of the families below)"
         return StructureError(
             f"The counterfactual of {names}{gap}: a table does not say how the same chance falls under other parents",
-            "a declared mechanism; one such category alone gets bounds",
+            "a declared mechanism; bounds need one such category, and tables of zeros and ones for all else below",
             'Declare mechanism="gumbel-max", or ask do(), which needs none',
         )
 

@@ -1,7 +1,7 @@
 """Bayesian networks over the columns of a table: exact, with gaps in the data."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from probgen import cliques, conditionals
 from probgen.conditionals import Conditional
 from probgen.errors import NotFittedError, ParameterError, StructureError, nearest
-from probgen.events import Category, Column, Event, Table
+from probgen.events import Category, Checked, Column, Event, Table
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.bayesnet import evidence, graph, likelihood, queries, scoring
-from probgen.models.bayesnet.byhand import read_tables
+from probgen.models.bayesnet.byhand import read_tables, set_tables
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.structure import Structure
@@ -29,9 +29,11 @@ class BayesianNetwork(GenerativeModel):
     """p(x) = prod_v p(x_v | x_parents(v)) over the columns of a table. Exact, cells that are missing summed out.
 
     A missing cell is taken as missing at random: that it is missing says nothing about its value beyond what the
-    other cells say. ``log_prob`` is then the log-probability of the cells that are there. Rows of probability zero have
-    -inf. Where no exact sum exists (a discrete child of a real parent that is missing) the row gets a lower bound,
-    ``PosteriorWeighting``; where it is too large (``limit``, ``configurations``), a refusal that names the way out.
+    other cells say. ``log_prob`` is then the log-probability of the cells that are there; a column that the rows lack
+    is missing in all of them, and a dict of single values is one row. ``fit`` wants every column: one of None alone is
+    a hidden variable. Rows of probability zero have -inf. Where no exact sum exists (a discrete child of a real parent
+    that is missing) the row gets a lower bound, ``PosteriorWeighting``; where it is too large (``limit``,
+    ``configurations``), a refusal that names the way out.
 
     ``given`` is observed cells by column name, one condition or a frame of m: ``sample(n, given=...)`` draws exactly
     from p(x | given), m * n rows, the n of each condition one after the other (impossible conditions raise
@@ -54,6 +56,7 @@ class BayesianNetwork(GenerativeModel):
         scopes: By name, the categories of a node's family as variables of the clique tree, its parents first.
         limit: Largest clique-tree of a row, in table entries.
         configurations: Most configurations of missing discrete parents for which real cells are integrated out.
+        n_rows: Rows of the fit with at least one observed cell: the n of ``bic``.
 
     Pearl (1988); Lauritzen and Spiegelhalter (1988); Lauritzen (1992) for linear Gaussian nodes with discrete parents.
     """
@@ -172,6 +175,14 @@ class BayesianNetwork(GenerativeModel):
         self._check_learned()
         return self.n_params * math.log(self.n_rows) - 2 * self.log_likelihood
 
+    @property
+    def n_rows(self) -> int:
+        return self._n_rows
+
+    @n_rows.setter
+    def n_rows(self, n: float) -> None:
+        self._n_rows = int(n)  # a card holds a float
+
     def _check_learned(self) -> None:
         if not self.n_rows:
             raise NotFittedError(
@@ -212,8 +223,7 @@ class BayesianNetwork(GenerativeModel):
         """
         levels, edges, arrays = read_tables(tables)
         net = cls(Table({name: Category(own) for name, own in levels.items()}), edges)
-        for name, probabilities in arrays.items():
-            net.conditional(name).set_table(probabilities)  # type: ignore[operator]
+        set_tables(net, arrays)
         return net.imported()
 
     def imported(self, *notes: str) -> Self:
@@ -266,7 +276,7 @@ class BayesianNetwork(GenerativeModel):
         length: int = 2,
         **options: Any,
     ) -> "BayesianNetwork":
-        """A two-slice template unrolled to columns "x[0]", "x[1]", ...; see ``dynamic.dynamic``, ``slices``, ``rows``."""
+        """A two-slice template unrolled to columns "x[0]", "x[1]", ...; see ``dynamic.dynamic``."""
         from probgen.models.bayesnet import dynamic
 
         return dynamic.dynamic(event, within, between, length, **options)
@@ -341,6 +351,14 @@ class BayesianNetwork(GenerativeModel):
             return likelihood.log_prob(self, x, generator)
         return evidence.conditional_log_prob(self, x, given, generator)
 
+    def _answer(self, how: Callable, x: Any, given: Any, seed: int | None, about: Callable) -> LogProb:
+        """In rows to score columns may be lacking; in rows to learn from they may not."""
+        self._check_fitted()
+        return super()._answer(how, evidence.checked(self, x), given, seed, about)
+
+    def _check(self, x: Any) -> Checked:
+        return x if isinstance(x, Checked) else super()._check(x)
+
     def _check_given(self, given: Any, data: Any) -> "evidence.Conditions | None":
         """``given`` is observed parts of the event: some of its columns."""
         return None if given is None else evidence.conditions(self, given, None if data is None else len(data))
@@ -380,7 +398,7 @@ class BayesianNetwork(GenerativeModel):
         return queries.marginals(self, cells, keys)
 
     def mpe(self, x: Any = None) -> Any:
-        """The most probable completion of each row, in the form that came in; observed cells stay as they are.
+        """The most probable completion of each row, in the form that came in, a pandas index kept; what was seen stays.
 
         Reals get the joint mode together with the categories.
 
@@ -388,7 +406,7 @@ class BayesianNetwork(GenerativeModel):
             ZeroEvidenceError, StructureError: as of ``marginals``.
         """
         cells, keys, form = self._asked(x)
-        return self.event.restore(queries.mpe(self, cells, keys), form)
+        return evidence.labelled(self.event.restore(queries.mpe(self, cells, keys), form), x)
 
     def _asked(self, x: Any) -> tuple[Tensor, np.ndarray, Any]:
         self._check_fitted()
@@ -444,7 +462,8 @@ def _pairs(edges: Any) -> tuple[tuple[str, str], ...]:
     found = []
     for edge in edges:
         if not isinstance(edge, list | tuple) or len(edge) != 2 or not all(isinstance(name, str) for name in edge):
-            raise StructureError(f"edge {edge!r}", "a pair of names (parent, child)", "edges=[('rain', 'wet')]")
+            do = "edges=[('rain', 'wet')]; names are text, 0 is '0'"
+            raise StructureError(f"edge {edge!r}", "a pair of names (parent, child)", do)
         found.append((edge[0], edge[1]))
     return tuple(found)
 

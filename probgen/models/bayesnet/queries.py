@@ -265,7 +265,7 @@ def mpe(net: "BayesianNetwork", x: Tensor, keys: np.ndarray) -> Tensor:
         if found.loose:
             raise StructureError(
                 f"The most probable value of {found.loose[0]!r}", "categories and linear Gaussians",
-                "Observe it, or what it depends on",
+                f"Give it a value; marginals(x)[{found.loose[0]!r}] tells what it may be",
             )  # fmt: skip
         out[group.rows] = _best(net, group, found)
     return out

@@ -1,6 +1,7 @@
 """Rows as factors: what is observed, summed out, integrated out or left out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from probgen import cliques
 from probgen.conditionals import Point
 from probgen.errors import StructureError, ZeroEvidenceError
-from probgen.events import Category
+from probgen.events import Category, Count, Table
 from probgen.models.bayesnet import graph
 from probgen.models.bayesnet.gaussian import Component, components, is_gaussian
 
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
 __all__ = [
-    "Group", "Roles", "Scored", "affordable", "cells_of", "groups", "impossible", "is_category", "scored", "some_rows",
-    "summed", "whole_plan",
+    "Group", "Roles", "Scored", "affordable", "cells_of", "groups", "impossible", "is_category", "measure", "scored",
+    "some_rows", "summed", "whole_plan",
 ]  # fmt: skip
 
-_FEW = 256  # configurations of a component's discrete parents that are tabled whether or not they are observed
+_FEW = 256  # configurations of discrete parents that are tabled whether or not they are observed
+_NUMBERS = 1 << 22  # of the tables of a portion of rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,13 @@ def whole_plan(net: "BayesianNetwork") -> cliques.Plan:
 
 def is_category(net: "BayesianNetwork", name: str) -> bool:
     return isinstance(net.event.columns[name], Category)
+
+
+def measure(net: "BayesianNetwork", without: Iterable[str] = ()) -> str:
+    """What the log-probability of the columns is relative to; a real that an intervention has set has a mass."""
+    rest = {name: column for name, column in net.event.columns.items() if name not in set(without)} or net.event.columns
+    points = {name: Count() for name in rest if isinstance(net.conditional(name), Point)}
+    return Table({**rest, **points}).measure
 
 
 def scored(net: "BayesianNetwork", x: Tensor) -> Scored:
@@ -199,13 +208,52 @@ def _of_pattern(
             why = f"{size} configurations of missing discrete parents, the limit is {net.configurations}"
             yield Group(some, cells, None, why, large=True)
             continue
-        product = _factors(net, cells, found, [part.given(seen) for part in parts], tables)
-        if found.late:
-            names = ", ".join(map(repr, found.late[:4]))
-            why = f"a real cell is missing in the family of {names}, which has no exact integral"
-            yield Group(some, cells, None, why, late=found.late, rest=product)
-        else:
-            yield Group(some, cells, product)
+        given = [part.given(seen) for part in parts]
+        each = sum(math.prod(part.cards) for part in given)
+        for portion, scopes in _by_gaps(net, x, some, [n for n in found.factors if n not in tables], each):
+            yield _group(net, x, portion, found, given, tables, scopes)
+
+
+def _group(
+    net: "BayesianNetwork", x: Tensor, rows: Tensor, found: Roles, parts: Sequence[Component],
+    tables: Mapping[str, Tensor], scopes: Mapping[str, tuple[int, ...]],
+) -> Group:  # fmt: skip
+    cells = x[rows]
+    size = max((_size(net, scope) for scope in scopes.values()), default=1)
+    if size > max(net.configurations, _FEW):
+        why = f"{size} configurations of missing discrete parents, the limit is {net.configurations}"
+        return Group(rows, cells, None, why, large=True)
+    product = _factors(net, cells, found, parts, tables, scopes)
+    if not found.late:
+        return Group(rows, cells, product)
+    names = ", ".join(map(repr, found.late[:4]))
+    why = f"a real cell is missing in the family of {names}, which has no exact integral"
+    return Group(rows, cells, None, why, late=found.late, rest=product)
+
+
+def _size(net: "BayesianNetwork", scope: Sequence[int]) -> int:
+    return math.prod(net.cards[v] for v in scope)
+
+
+def _by_gaps(
+    net: "BayesianNetwork", x: Tensor, rows: Tensor, nodes: Sequence[str], each: int
+) -> Iterator[tuple[Tensor, dict[str, tuple[int, ...]]]]:
+    """Rows in portions of bounded size, and over which categories each of some nodes has its table there.
+
+    Where a node has many configurations, only its missing categories are tabled: rows are taken apart by these gaps.
+    ``each`` is how many numbers a row has besides.
+    """
+    wide = [name for name in nodes if _size(net, net.scopes[name]) > _FEW]
+    watched = sorted({v for name in wide for v in net.scopes[name]})
+    gaps = x[rows][:, [net.index[net.discrete[v]] for v in watched]].isnan()
+    same = (gaps[:1], torch.zeros(len(rows), dtype=torch.int64))
+    patterns, which = gaps.unique(dim=0, return_inverse=True) if watched else same
+    for i, pattern in enumerate(patterns.tolist()):
+        seen = {v for v, gap in zip(watched, pattern, strict=True) if not gap}
+        scopes = {n: tuple(v for v in net.scopes[n] if n not in wide or v not in seen) for n in nodes}
+        own = each + sum(_size(net, scope) for scope in scopes.values())
+        for portion in rows[which == i].split(max(1, _NUMBERS // max(own, 1))):
+            yield portion, scopes
 
 
 def _by_parents(
@@ -224,11 +272,15 @@ def _by_parents(
 
 
 def _factors(
-    net: "BayesianNetwork", x: Tensor, found: Roles, parts: Sequence[Component], tables: Mapping[str, Tensor]
-) -> Scored:
+    net: "BayesianNetwork", x: Tensor, found: Roles, parts: Sequence[Component],
+    tables: Mapping[str, Tensor], scopes: Mapping[str, tuple[int, ...]],
+) -> Scored:  # fmt: skip
     made = _Product(net, x)
     for name in found.factors:
-        made.add(name, net.scopes[name], tables.get(name, None), is_category(net, name))
+        scope = scopes.get(name, net.scopes[name])
+        table = tables[name] if name in tables else table_of(net, x, name, scope)
+        child = net.scopes[name][-1] if is_category(net, name) else -1
+        made.put(name, scope, table, child if child in scope else -1)
     for part in parts:
         made.put(part, part.scope, part.log_table(net, x), -1)
     for name in (*found.loose, *found.late):
@@ -249,13 +301,6 @@ class _Product:
     nodes: list["str | Component | None"] = field(default_factory=list)
     apart: list["str | Component"] = field(default_factory=list)
     offset: Tensor | float = 0.0
-
-    def add(self, name: str, scope: tuple[int, ...], table: Tensor | None, category: bool) -> None:
-        """A node whose conditional is a factor; what real cells it needs are there."""
-        if table is None:
-            child, parents = cells_of(self.net, self.x, name)
-            table = self.net.conditional(name).log_factor(child, parents)
-        self.put(name, scope, table, scope[-1] if category else -1)
 
     def put(self, node: "str | Component", scope: tuple[int, ...], table: Tensor, head: int) -> None:
         if not scope:
@@ -280,6 +325,24 @@ class _Product:
         plan = cliques.Plan.compile(self.net.cards, self.scopes, self.heads)
         offset = self.x.new_zeros(len(self.x)) + self.offset
         return Scored(plan, self.tables, codes, offset, tuple(self.nodes), tuple(self.apart), loose)
+
+
+def table_of(net: "BayesianNetwork", x: Tensor, name: str, scope: tuple[int, ...]) -> Tensor:
+    """log p(node | parents) over the categories of a scope, all others as the rows have them, (n, *cards), in nats."""
+    part = net.conditional(name)
+    if scope == net.scopes[name]:
+        return part.log_factor(*cells_of(net, x, name))
+    return part.log_prob(*expanded(net, x, name, scope)).reshape(len(x), *(net.cards[v] for v in scope))
+
+
+def expanded(net: "BayesianNetwork", x: Tensor, name: str, scope: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A node's cells and its parents' with every configuration of a scope filled in, row after row."""
+    grids = torch.meshgrid(*(torch.arange(net.cards[v], dtype=x.dtype) for v in scope), indexing="ij") if scope else ()
+    count = _size(net, scope)
+    wide = x.repeat_interleave(count, 0)
+    for v, grid in zip(scope, grids, strict=True):
+        wide[:, net.index[net.discrete[v]]] = grid.reshape(-1).repeat(len(x))
+    return cells_of(net, wide, name)
 
 
 def cells_of(net: "BayesianNetwork", x: Tensor, name: str) -> tuple[Tensor, Tensor]:

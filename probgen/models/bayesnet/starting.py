@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from probgen.conditionals import Conditional
 from probgen.emissions.emission import column_moments, start_responsibilities
+from probgen.models.bayesnet import graph
 from probgen.models.bayesnet.em import codes_of, count
 from probgen.models.bayesnet.scoring import is_category
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
-__all__ = ["hidden", "prepare", "start"]
+__all__ = ["barren", "hidden", "prepare", "start"]
 
 _BLUR = 0.05  # of each row's weight goes to all configurations alike, so that none starts without data
 _SPREAD = 2.0  # concentration of random rows of tables
@@ -24,6 +25,12 @@ _SPREAD = 2.0  # concentration of random rows of tables
 def hidden(net: "BayesianNetwork", x: Tensor) -> list[str]:
     """Variables that no row has."""
     return [name for name, seen in zip(net.variables, (~x.isnan()).any(0).tolist(), strict=True) if not seen]
+
+
+def barren(net: "BayesianNetwork", x: Tensor) -> list[str]:
+    """Variables that no row has, with nothing below them that some row has: no data tell anything about them."""
+    unseen = set(hidden(net, x))
+    return [n for n in net.variables if n in unseen and graph.descendants(net.parents, [n]) <= unseen]
 
 
 @torch.no_grad()
@@ -55,12 +62,15 @@ def start(net: "BayesianNetwork", x: Tensor, generator: torch.Generator, restart
 
     A node with a hidden variable in its family, which no row has, gets random tables; hidden categories with real
     children get clusters of these, hidden reals a random projection of theirs. Further restarts are half random
-    wherever cells are missing.
+    wherever cells are missing. What no data determine (``barren``) is not random: its tables are uniform.
     """
+    undetermined = set(barren(net, x))
     filled, shares = _projected(net, x, generator), _clusters(net, x, generator)
     codes, cards = codes_of(net, x), net.cards
     for conditional, nodes in owners(net):
-        if conditional.tabular:
+        if undetermined.issuperset(nodes):
+            conditional.reset()
+        elif conditional.tabular:
             _start_table(net, conditional, nodes, codes, cards, shares, generator, restart)
         else:
             _start_rows(net, conditional, nodes, filled, shares)

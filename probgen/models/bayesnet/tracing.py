@@ -45,6 +45,10 @@ def from_pyro(cls: Any, model: Callable, *args: Any, **kwargs: Any) -> Any:
             ``pyro.factor``; sites that come and go with the values of others, or without end; rows of a plate that
             differ; a site that may depend on more than 10,000 configurations. The site is named.
     """
+    if not callable(model):
+        raise StructureError(
+            f"model={model!r:.80}", "a function with pyro.sample statements", "from_pyro(program, *args)"
+        )
     with pyro_lock(torch.Generator().manual_seed(0)), torch.no_grad():
         reader = _Reader(lambda: model(*args, **kwargs))
         for variable in reader.variables:

@@ -14,6 +14,7 @@ from probgen.estimate.bound import log_mean, quality, reliable
 from probgen.events import row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.models.bayesnet import graph
+from probgen.models.bayesnet.scoring import measure
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
@@ -59,6 +60,7 @@ class LikelihoodWeighting:
             by=repr(self),
             stderr=stderr,
             draws=keys,
+            measure=measure(model),
             diagnostics={"ess": ess, "pareto_k": k, "samples": np.where(exact, 0, self.samples)},
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probgen.estimate.bound import log_mean, quality, reliable
+from probgen.estimate.weights import log_mean, quality, reliable
 from probgen.events import row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.models.markovfield.factors import whole
@@ -20,7 +20,7 @@ from probgen.models.markovfield.queries import draw, exactly, normalised
 if TYPE_CHECKING:
     from probgen.models.markovfield.field import MarkovField
 
-__all__ = ["AIS", "RAISE", "ReverseAIS"]
+__all__ = ["RAISE", "PartitionAIS", "PartitionReverseAIS"]
 
 _CELLS = 1 << 19  # cells of work at a time
 
@@ -137,7 +137,7 @@ def _judged(log_w: Tensor, pilot: Tensor) -> tuple[float, float, dict[str, float
 
 
 @dataclass(frozen=True)
-class AIS:
+class PartitionAIS:
     """log Z by annealed importance sampling from independent variables. It underestimates log Z in expectation, so
     log p = log f - log Z is an upper bound, in expectation.
 
@@ -175,7 +175,7 @@ class AIS:
 
 
 @dataclass(frozen=True)
-class ReverseAIS:
+class PartitionReverseAIS:
     """log Z by annealing backwards from draws of the field. It overestimates log Z in expectation, so log p = log f -
     log Z is a lower bound, in expectation.
 
@@ -183,7 +183,7 @@ class ReverseAIS:
     ``sweeps`` sweeps it is of kind estimate: nobody knows whether they have arrived.
 
     Arguments:
-        chains, temperatures: As of ``AIS``.
+        chains, temperatures: As of ``PartitionAIS``.
         sweeps: Of Gibbs sampling, where draws are not exact.
 
     Grosse, Ghahramani and Adams (2015), "bidirectional Monte Carlo".
@@ -243,7 +243,7 @@ class RAISE:
         n, gaps = len(x), bool(x.isnan().any())
         if gaps or not model.simple:
             reason = "the rows have gaps" if gaps else "hidden variables share factors"
-            instead = "by=AIS() and by=TreeReweighted() bound log p from both sides"
+            instead = "by=PartitionAIS() and by=TreeReweighted() bound log p from both sides"
             return LogProb.refuse(n, f"annealing chains end in complete rows, but {reason}", instead, by=repr(self))
         annealed = Annealed(model, torch.arange(x.shape[1]), model.unseen)
         streams = _streams(x, generator)

@@ -54,6 +54,10 @@ def read(factors: Any, event: Table | None, levels: Any, hidden: Any) -> Parts:
         ParameterError: log-potentials that are NaN, +inf or all -inf.
         ShapeError: tables that do not fit their variables' levels.
     """
+    if isinstance(factors, Event):
+        why = unsuited(factors)
+        came = f"MarkovField does not suit {factors!r:.200}: {why}" if why else "An event in the place of factors"
+        raise StructureError(came, "factors, and event= by name", "MarkovField.for_event(event) chooses factors")
     if event is not None and levels is not None:
         raise StructureError("event= and levels= together", "one of them", "The event declares the levels")
     if event is not None and (not isinstance(event, Event) or unsuited(event)):

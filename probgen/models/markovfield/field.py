@@ -30,8 +30,8 @@ class MarkovField(GenerativeModel):
 
     log Z is exact where the clique plan (or one side of a bipartite field, such as a restricted Boltzmann machine of
     20 hidden units) is affordable; else ``log_prob`` refuses and names the estimators: ``by=TreeReweighted()`` bounds
-    log p from below, ``by=AIS()`` from above in expectation, ``by=LoopyBP()`` estimates it. Cells that are missing (at
-    random) and hidden variables are summed out.
+    log p from below, ``by=PartitionAIS()`` from above in expectation, ``by=LoopyBP()`` estimates it. Cells that are
+    missing (at random) and hidden variables are summed out.
 
     Arguments:
         factors: Log-potentials (natural logarithms; -inf where impossible) by the names of their variables, axes in
@@ -312,7 +312,7 @@ class MarkovField(GenerativeModel):
         """log Z and its kind; ``float()`` of it is the number.
 
         Arguments:
-            by: LoopyBP(), TreeReweighted(), AIS() or ReverseAIS(); None: exact.
+            by: LoopyBP(), TreeReweighted(), PartitionAIS() or PartitionReverseAIS(); None: exact.
 
         Raises:
             StructureError: no exact sum is affordable (``plan.cost()`` says what it would take).
@@ -323,7 +323,7 @@ class MarkovField(GenerativeModel):
         if by is None:
             return partition.exact(self)
         if not hasattr(by, "log_partition"):
-            raise ParameterError(f"by={by!r}", "LoopyBP(), TreeReweighted(), AIS() or ReverseAIS()")
+            raise ParameterError(f"by={by!r}", "LoopyBP(), TreeReweighted(), PartitionAIS() or PartitionReverseAIS()")
         with torch.no_grad():
             return by.log_partition(self, generator)
 

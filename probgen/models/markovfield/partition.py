@@ -16,7 +16,17 @@ from probgen.models.markovfield.local import Local, possible
 if TYPE_CHECKING:
     from probgen.models.markovfield.field import MarkovField
 
-__all__ = ["Partition", "affordable", "draw_sides", "exact", "expected", "refusal", "side_codes", "sides"]
+__all__ = [
+    "Partition",
+    "affordable",
+    "differentiable",
+    "draw_sides",
+    "exact",
+    "expected",
+    "refusal",
+    "side_codes",
+    "sides",
+]
 
 _SIDE = 1 << 20  # configurations of one side that are gone through
 _CELLS = 1 << 18  # cells of work at a time
@@ -78,7 +88,7 @@ def refusal(model: "MarkovField") -> tuple[str, str]:
     """Why log Z is not had exactly, and what to call instead."""
     return (
         f"log Z takes {model.plan.cost()}: above limit={model.limit} entries",
-        "by=TreeReweighted() (lower bound), AIS() (upper bound) or LoopyBP() (estimate) from "
+        "by=TreeReweighted() (lower bound), PartitionAIS() (upper bound) or LoopyBP() (estimate) from "
         "probgen.models.markovfield, or raise .limit if memory allows",
     )
 
@@ -142,6 +152,16 @@ def expected(model: "MarkovField") -> tuple[float, list[Tensor]]:
         for total, part in zip(totals, found, strict=True):
             total += torch.zeros_like(total) if part is None else part
     return log_z, totals
+
+
+def differentiable(model: "MarkovField") -> Tensor:
+    """log Z, 0-d, with its gradient in the blocks; where one side is gone through, without a second one."""
+    if affordable(model) == "cliques":
+        tables = model.tables(list(model.blocks))
+        return cliques.log_prob(model.plan, tables, model.nothing, limit=model.limit)[0]
+    log_z, counts = expected(model)
+    moved = [torch.where(c > 0, c * (b - b.detach()), 0.0).sum() for c, b in zip(counts, model.blocks, strict=True)]
+    return log_z + torch.stack(moved).sum()
 
 
 def draw_sides(model: "MarkovField", n: int, generator: torch.Generator) -> Tensor:

@@ -44,15 +44,15 @@ def model(field: "MarkovField", x: Tensor | None, n: int = 1) -> Tensor | None:
         raise StructureError(
             f"{int(gaps.sum())} variables with missing cells in one enumeration", f"at most {_DIMS}", "log_prob(x)"
         )
-    log_z = partition.exact(field).nats if partition.affordable(field) else 0.0
+    log_z = partition.differentiable(field) if partition.affordable(field) else None
     tables = field.tables(list(field.blocks))
     with pyro.plate("rows", n, dim=-1):
         values = [_site(field, v, codes[:, v], bool(gaps[v])) for v in range(len(field.cards))]
         for scope, names, table in zip(field.plan.scopes, field.factors, tables, strict=True):
             pyro.factor(f"potential_{'_'.join(names)}", table[tuple(values[v].long() for v in scope)])
         pyro.factor("reference", torch.tensor(field.cards, dtype=torch.float64).log().sum().expand(n))
-        if log_z:
-            pyro.factor("log_partition", torch.tensor(-log_z, dtype=torch.float64).expand(n))
+        if log_z is not None:
+            pyro.factor("log_partition", -log_z.expand(n))
     visible = values[: codes.shape[1] - len(field.unseen)]
     if any(value.shape != (n,) for value in visible):
         return None

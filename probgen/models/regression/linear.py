@@ -9,7 +9,8 @@ from torch import Tensor
 
 from probgen.errors import FitError
 from probgen.models.regression.design import basis
-from probgen.models.regression.heads import Head, Normal
+from probgen.models.regression.head import Head
+from probgen.models.regression.reals import Normal
 
 __all__ = ["Found", "Objective", "Rows", "SeparationWarning", "ascend", "derivatives", "fit_point"]
 
@@ -202,24 +203,41 @@ def fit_point(head: Head, rows: Rows, ridge: float, max_iter: int) -> Found:
     else:
         objective = Objective(head, own, _blocks(precision, head))
         theta, bend, history, stopped = ascend(objective, theta, max_iter)
-    covariance = _covariance(objective, theta, bend, precision)
     if not ridge and bend is not None and not head.location:
         _warn_if_flat(bend[: objective.coefficients, : objective.coefficients])
     carry = torch.block_diag(*[frame] * head.places, torch.eye(len(head.names), dtype=torch.float64))
-    inner = torch.where(covariance.isinf(), 0.0, covariance)
-    outer = carry @ inner @ carry.T
-    lost = torch.cat([torch.zeros(len(outer) - len(head.names), dtype=torch.bool),
-                      covariance.diagonal().isinf()[objective.coefficients :]])  # fmt: skip
-    if bool(covariance.diagonal()[: objective.coefficients].isinf().any()):
-        lost[: len(lost) - len(head.names)] = True
-    outer.diagonal()[lost] = torch.inf
-    return Found(carry @ theta, outer, sure, history, stopped, frame.shape[1], _notes(sure, stopped))
+    if ridge:  # the penalty determines what the rows do not
+        covariance, sure = _penalised_covariance(head, rows, carry @ theta, penalty), torch.ones_like(sure)
+    else:
+        covariance = _carried(_covariance(objective, theta, bend), carry)
+    notes = _notes(head, covariance, sure, stopped)
+    return Found(carry @ theta, covariance, sure, history, stopped, frame.shape[1], notes)
 
 
-def _notes(sure: Tensor, stopped: str) -> tuple[str, ...]:
+def _carried(covariance: Tensor, carry: Tensor) -> Tensor:
+    """A covariance in other coordinates; what an infinite variance enters is infinite."""
+    lost = covariance.diagonal().isinf()
+    out = carry @ torch.where(covariance.isinf(), 0.0, covariance) @ carry.T
+    out.diagonal()[(carry[:, lost].abs() > 1e-12).any(1)] = torch.inf
+    return out
+
+
+def _penalised_covariance(head: Head, rows: Rows, theta: Tensor, penalty: Tensor) -> Tensor:
+    """The inverse of the penalised observed information, at the fitted dispersion."""
+    split = head.places * len(penalty)
+    if isinstance(head, Normal):
+        penalty = penalty * (-2 * theta[-1]).exp()
+    _, _, bend = Objective(head, rows, _blocks(torch.diag(penalty), head))(theta)
+    bend[:split, split:], bend[split:, :split] = 0.0, 0.0
+    return _inverse(-bend)
+
+
+def _notes(head: Head, covariance: Tensor, sure: Tensor, stopped: str) -> tuple[str, ...]:
     notes = []
     if not bool(sure.all()):
         notes.append(f"{int((~sure).sum())} coefficients of constant or collinear columns have no error")
+    edge = covariance.diagonal()[len(covariance) - len(head.names) :].isinf().tolist()
+    notes += [f"{name} went to its limit" for name, lost in zip(head.names, edge, strict=True) if lost]
     if stopped == "steps":
         notes.append("Newton's method did not converge: more max_iter")
     return tuple(notes)
@@ -239,35 +257,37 @@ def _least_squares(rows: Rows, precision: Tensor, start: Tensor) -> tuple[Tensor
     square = float((y - x @ found).square().sum() + found @ precision @ found)
     if square <= 1e-24 * n:
         raise _passes_through(1)
-    before, after = -0.5 * n * (math.log(2 * math.pi) + 1 + 2 * float(start[-1])), 0.0
+    before = -0.5 * n * (math.log(2 * math.pi) + 1 + 2 * float(start[-1]))
     after = -0.5 * n * (math.log(2 * math.pi * square / n) + 1)
-    return torch.cat([found, torch.tensor([0.5 * math.log(square / n)], dtype=torch.float64)]), [min(before, after), after]
+    return torch.cat([found, torch.tensor([0.5 * math.log(square / n)], dtype=torch.float64)]), [
+        min(before, after),
+        after,
+    ]
 
 
-def _covariance(objective: Objective, theta: Tensor, bend: Tensor | None, precision: Tensor) -> Tensor:
+def _covariance(objective: Objective, theta: Tensor, bend: Tensor | None) -> Tensor:
     """The inverse of the observed information; of a generalised linear model's coefficients, of the expected one with
     the dispersion that Pearson's statistic estimates."""
     rows, head, n = objective.rows, objective.head, len(objective.rows)
-    normal = bend is None
     if bend is None:
         bend = -torch.eye(len(theta), dtype=torch.float64) * 2 * n  # of the log scale: that of the slopes is below
     out = _inverse(-bend)
     if head.classic:
-        u = objective.predictors(theta)
-        squares, rank = head.pearson(rows.y, u), rows.design.shape[1]
+        u, rank = objective.predictors(theta), rows.design.shape[1]
+        squares = head.pearson(rows.y, u)
         spare = n - rank
         dispersion = 1.0 if squares is None else float(squares.sum()) / spare if spare > 0 else math.inf
-        weighted = rows.design.T @ (head.weight(u)[:, None] * rows.design)
-        scaled = (weighted + precision) / dispersion if normal else weighted / dispersion + precision
+        weighted = _inverse(rows.design.T @ (head.weight(u)[:, None] * rows.design))
         out[:rank, rank:], out[rank:, :rank] = 0.0, 0.0
-        out[:rank, :rank] = _inverse(scaled) if math.isfinite(dispersion) else torch.inf
+        out[:rank, :rank] = weighted * dispersion if math.isfinite(dispersion) else torch.inf
     return out
 
 
 def _inverse(information: Tensor) -> Tensor:
     """Of a symmetric matrix; numbers without information have infinite variances."""
     known = information.diagonal() > 1e-9
-    out = torch.diag(torch.where(known, 0.0, torch.inf))
+    out = torch.zeros_like(information)
+    out.diagonal()[~known] = torch.inf
     if known.any():
         inner = information[known][:, known]
         unit = inner.diagonal().sqrt()
