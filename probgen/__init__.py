@@ -37,7 +37,7 @@ _NAMES = {
     "save": "probgen.store",
     "wrap": "probgen.foreign",
 }
-_ROOMS = ("conditionals", "datasets", "emissions", "errors", "events", "nn", "plots", "transitions")
+_ROOMS = ("conditionals", "datasets", "emissions", "errors", "events", "foreign", "nn", "plots", "transitions")
 
 __all__ = [*_NAMES, *_ROOMS]
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from probgen import emissions as emissions
     from probgen import errors as errors
     from probgen import events as events
+    from probgen import foreign as foreign
     from probgen import nn as nn
     from probgen import plots as plots
     from probgen import transitions as transitions

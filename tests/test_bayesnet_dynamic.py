@@ -195,3 +195,14 @@ def test_sequences_that_do_not_fit_are_refused():
 def test_templates_that_make_no_network_are_refused(build):
     with pytest.raises((ParameterError, StructureError)):
         build()
+
+
+def test_what_is_no_dynamic_network_is_told_in_whole_words():
+    coin = BayesianNetwork(ev.Table({"a": ev.Category((0, 1))})).imported()
+    with pytest.raises(StructureError) as caught:
+        coin.of_length(3)
+    assert " . " not in str(caught.value)
+    assert "BayesianNetwork.dynamic" in str(caught.value)
+    net = BayesianNetwork.dynamic(ev.Table({n: ev.Category((0, 1)) for n in "ho"}), [("h", "o")], [("h", "h")], 3)
+    with pytest.raises(ShapeError, match=r"name them: columns=\['x'\]\.$"):
+        net.rows([[0, 1]])

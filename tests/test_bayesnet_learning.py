@@ -335,7 +335,25 @@ def test_a_column_that_is_never_there_leaves_the_others_alone():
     learn(smaller, x[:, :3])
     assert net.log_likelihood == pytest.approx(smaller.log_likelihood, rel=1e-12)
     assert tables_of(net)["b"] == pytest.approx(tables_of(smaller)["b"], abs=1e-12)
-    assert any("hidden: 'd'" in note for note in report.notes)
+    assert any("'d'; the data do not determine" in note for note in report.notes)
+
+
+def test_what_no_data_determine_is_uniform_and_not_random():
+    x = drawn(randomised(discrete(), 3), 200, 5)
+    x[:, 3] = torch.nan
+    found = []
+    for seed in (0, 1):
+        net = discrete()
+        report = learn(net, x, seed=seed)
+        assert len(report.optima) == 1  # nothing that restarts could find
+        found.append(tables_of(net)["d"])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_allclose(found[0], 1 / CARDS["d"])
+    x[:, 3], x[:, 0] = 1.0, torch.nan  # the twin: something was seen below
+    net = discrete()
+    report = learn(net, x)
+    assert len(report.optima) == 5
+    assert any("hidden: 'a'" in note for note in report.notes)
 
 
 def test_data_without_any_cell_are_refused():

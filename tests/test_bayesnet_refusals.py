@@ -100,3 +100,29 @@ def test_parameters_that_are_no_numbers_never_give_one():
     for ask in (net.log_prob, net.marginals, net.mpe, lambda x: net.sample(2)):
         with pytest.raises(ParameterError, match="NaN"):
             ask(blank)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"x": 0.5, "y": 0.6}, "1.1 is the sum"),
+        ({"x": 1.5, "y": -0.5}, "-0.5 is negative at the level 'y'"),
+        ({"x": math.nan, "y": 1.0}, r"NaN at \[0\]"),
+        ({"x": math.inf, "y": 0.0}, "inf is the sum"),
+        (
+            ("rain", {"no": {"x": 1.0, "y": 0.0}, "yes": {"x": 2.0, "y": -1.0}}),
+            "level 'y' where the parents are .'yes'",
+        ),
+        ((("x", "y"), [["p", "q"]]), "shape"),
+        ({(0, 1): 0.5, "y": 0.5}, "tuple"),
+        ({"no": {"x": 1.0, "y": 0.0}, "yes": {"x": 0.5, "y": 0.5}}, "names no parent"),
+    ],
+)
+def test_a_bad_table_by_hand_is_named(table, says):
+    with pytest.raises(ProbgenError, match=f"'seventh'.*{says}"):
+        BayesianNetwork.from_tables({**RAIN, "seventh": table})
+
+
+def test_things_that_are_no_program_are_refused():
+    with pytest.raises(StructureError, match=r"model=3.*pyro.sample"):
+        BayesianNetwork.from_pyro(3)

@@ -908,3 +908,40 @@ def test_what_learning_a_graph_refuses_is_said_in_the_options_that_were_typed(he
     assert "in Python" in refused(*fit, "--required", "a>b")
     assert "columns of a table" in refused("fit", "bayesnet", "points.npy", "-o", "net")
     assert not Path("net").exists()
+
+
+def test_a_card_has_short_lists_on_one_line_and_long_ones_filled(here):
+    tables = {f"v{i}": {f"level {j}": 1 / 40 for j in range(40)} for i in range(20)}
+    pg.save(pg.BayesianNetwork.from_tables(tables), here / "net")
+    text = done("card", "net").stdout
+    lines = text.splitlines()
+    assert max(len(line) for line in lines if '"repr"' not in line) <= 125
+    assert len(lines) < 400  # a level a line would be more than 800
+    assert json.loads(text)["shapes"]["parts.0.logits"] == [40]
+    event = json.loads(text)["arguments"]["event"]["arguments"]["columns"]
+    assert event["v19"]["arguments"]["levels"] == [f"level {j}" for j in range(40)]
+
+
+def test_values_are_compacted_without_loss():
+    values = [0, "é", [], {}, [[1, 2], {"a": None}], {"k": ["x" * 60] * 9, "deep": {"z": list(range(300))}}, True, 0.5]
+    for value in (*values, values):
+        assert json.loads(outputs.compact(value)) == value
+        assert outputs.compact(value, plain=True).isascii()
+
+
+def test_a_network_scores_a_file_that_lacks_columns(here):
+    pg.BayesianNetwork.from_tables({"a": {"0": 0.25, "1": 0.75}, "b": {"x": 0.5, "y": 0.5}}).save_file("net.bif")
+    pd.DataFrame({"a": [0, 1, None]}).to_csv("rows.csv", index=False)
+    assert "0.0" in Path("rows.csv").read_text()
+    done("score", "net.bif", "rows.csv", "-o", "scores.csv")
+    assert pd.read_csv("scores.csv")["log_prob"].to_numpy() == pytest.approx(np.log([0.25, 0.75, 1.0]))
+    pd.DataFrame({"a": [0, 1]}).to_csv("rows.csv")
+    assert "index" in refused("score", "net.bif", "rows.csv")
+    Path("rows.csv").write_text("a;b\n0;x\n")
+    assert "commas" in refused("score", "net.bif", "rows.csv")
+
+
+def test_options_that_learning_a_graph_does_not_have_are_unknown(here):
+    pd.DataFrame({"a": ["x", "y"] * 20, "b": ["u", "v"] * 20}).to_csv("rows.csv", index=False)
+    assert "has no option --edges" in refused("fit", "bayesnet", "rows.csv", "-o", "n", "--edges", "a-b")
+    assert "a whole number" in refused("fit", "bayesnet", "rows.csv", "-o", "n", "--max-parents", "a")

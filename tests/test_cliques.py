@@ -274,6 +274,17 @@ def test_rows_above_the_limit_are_refused_with_their_number(path):
     assert cliques.log_prob(plan, tables, codes)[0].item() == pytest.approx(36 * math.log(2))
 
 
+def test_a_raised_limit_holds_for_gradients_too(path, monkeypatch):
+    plan, tables = grid(4)
+    monkeypatch.setattr(cliques.queries, "LIMIT", 10)
+    codes = torch.full((1, 16), math.nan, dtype=torch.float64)
+    leaves = [table.clone().requires_grad_() for table in tables]
+    nats = cliques.log_prob(plan, leaves, codes, limit=10_000)
+    assert torch.autograd.grad(nats.sum(), leaves)[0].sum().item() == pytest.approx(1.0)
+    with pytest.raises(StructureError, match="limit=10 "):
+        cliques.log_prob(plan, leaves, codes, limit=10)
+
+
 def test_the_cost_of_a_plan_is_told_before_anything_runs():
     plan, _ = grid(6)
     cost = plan.cost()

@@ -392,7 +392,7 @@ def test_a_damaged_file_is_an_error_of_ours(suffix, damage, tmp_path):
     ("suffix", "old", "new"),
     [(".net", '"n" "y"', '"very much" "y"'), (".net", "node b", "node b.b"), (".net", "potential (b)", "potential (a)"),
      (".xdsl", '<cpt id="a">', '<noisymax id="z"/><cpt id="a">'), (".xdsl", '<cpt id="b">', '<cpt id="a">'),
-     (".xmlbif", "<FOR>b</FOR>", "<FOR>a</FOR>"), (".uai", "BAYES", "MARKOV"), (".uai", "1 1", "1 0"),
+     (".xmlbif", "<FOR>b</FOR>", "<FOR>a</FOR>"), (".uai", "BAYES", "LIMID"), (".uai", "1 1", "1 0"),
      (".uai", "24\n", "23\n"), (".uai", "3 0 1 2", "3 0 9 2")],
 )  # fmt: skip
 def test_what_a_reader_would_misread_is_refused(suffix, old, new, tmp_path):
@@ -405,3 +405,17 @@ def test_what_a_reader_would_misread_is_refused(suffix, old, new, tmp_path):
 def test_paths_that_lead_nowhere_are_named(name, tmp_path):
     with pytest.raises((StoreError, StructureError), match=name):
         foreign.wrap(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["none.xml", "none.bif", "none.uai", "none.bif.gz"])
+def test_a_file_that_is_not_there_is_said_to_be_so(tmp_path, name):
+    with pytest.raises(StoreError, match=r"There is no file .*none"):
+        foreign.wrap(tmp_path / name)
+
+
+def test_states_that_are_no_levels_are_refused_by_the_name_of_their_node():
+    net = theirs.DiscreteBayesianNetwork()
+    net.add_node("odd")
+    net.add_cpds(TabularCPD("odd", 2, [[0.5], [0.5]], state_names={"odd": [(0, 1), (1, 0)]}))
+    with pytest.raises(StructureError, match=r"states of 'odd'.*tuple"):
+        foreign.wrap(net)

@@ -611,3 +611,15 @@ def test_an_unwritable_folder_is_named(tmp_path, monkeypatch):
         frames.write(TABLE, tmp_path / "t.csv")
     assert str(tmp_path / "t.csv") in caught.value.came
     assert list(tmp_path.iterdir()) == []
+
+
+def test_words_that_are_gaps_among_numbers_and_texts_among_texts_are_told(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("sex,age,code\nf,3,NA\nNA,NA,b\nm,5,b\nNA,2,\n")
+    with pytest.warns(UserWarning, match="column 'sex': 'NA' in 2 rows is read as text.*missing cell") as told:
+        found = frames.read(path, ["code"])
+    assert len(told) == 1  # the levels of "code" are declared
+    assert found["age"].null_count == 1
+    assert found["sex"].to_pylist() == ["f", "NA", "m", "NA"]
+    path.write_text("sex,age\nf,3\n,NA\n")
+    assert frames.read(path)["sex"].to_pylist() == ["f", None]  # the twin: nothing is told

@@ -122,9 +122,9 @@ def _typed(made_by: Any, options: dict[str, str], parameters: Mapping[str, inspe
     named = {n: p.annotation for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
     rest = [p.annotation for p in parameters.values() if p.kind is p.VAR_KEYWORD]
     known = {name: f"--{name.replace('_', '-')}" for name in named}
-    for name in options:
-        if name not in known and not rest:
-            option = f"--{name.replace('_', '-')}"
+    for name, text in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if name not in known and not (rest and is_a(value_of(text), rest[0])):
             raise ParameterError(f"{made_by.__name__} has no option {option}", "", nearest(option, known.values()))
     return {
         name: typed(f"--{name.replace('_', '-')}", text, named[name] if name in named else rest[0])

@@ -74,7 +74,7 @@ def log_prob(plan: Plan, tables: Sequence[Tensor], codes: Tensor, *, limit: int 
     if native is None:
         return logspace.log_prob(plan, tables, codes)
     if wanted:
-        return _Counted.apply(plan, codes, *tables)
+        return _Counted.apply(plan, codes, limit, *tables)
     return compiled.log_prob(native, plan, tables, codes)
 
 
@@ -83,10 +83,11 @@ class _Counted(torch.autograd.Function):
     elimination itself."""
 
     @staticmethod
-    def forward(context: Any, plan: Plan, codes: Tensor, *tables: Tensor) -> Tensor:
+    def forward(context: Any, plan: Plan, codes: Tensor, limit: int, *tables: Tensor) -> Tensor:
         context.plan = plan = Plan.compile(plan.cards, plan.scopes)  # tables that only nearly sum to one count in full
+        context.limit = limit
         context.save_for_backward(codes, *tables)
-        return log_prob(plan, [table.detach() for table in tables], codes)
+        return log_prob(plan, [table.detach() for table in tables], codes, limit=limit)
 
     @staticmethod
     def backward(context: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,9 +97,9 @@ class _Counted(torch.autograd.Function):
             nats = logspace.log_prob(context.plan, tables, codes)
             found = iter(torch.autograd.grad(nats, wanted, slope, create_graph=True, allow_unused=True))
         else:
-            _, counts = expected(context.plan, tables, codes, slope)
+            _, counts = expected(context.plan, tables, codes, slope, limit=context.limit)
             found = iter(count for count, table in zip(counts, tables, strict=True) if table.requires_grad)
-        return None, None, *(next(found) if table.requires_grad else None for table in tables)
+        return None, None, None, *(next(found) if table.requires_grad else None for table in tables)
 
 
 @torch.no_grad()

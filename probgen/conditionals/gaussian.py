@@ -117,6 +117,11 @@ class LinearGaussian(Conditional):
         self.input_mean, self.input_scale = centre, spread.sqrt()
 
     @property
+    def least_variance(self) -> Tensor:
+        """The smallest residual variance that learning allows, 0-d."""
+        return self.floor * self.data_variance
+
+    @property
     def centre(self) -> Tensor:
         """The data's means of the continuous parents, then of the child, (C + 1,): moments about it lose least."""
         return torch.cat([self.input_mean, self.data_mean[None]])
@@ -193,7 +198,7 @@ class LinearGaussian(Conditional):
         inverse = torch.where(steep, 1 / torch.where(steep, values, 1.0), 0.0)
         delta = (vectors @ (inverse[..., None] * (vectors.mT @ cross[..., None])))[..., 0]
         scatter = square - (cross * delta).sum(-1)
-        variance = torch.maximum(scatter / torch.where(alive, n, 1.0), self.floor * self.data_variance)
+        variance = torch.maximum(scatter / torch.where(alive, n, 1.0), self.least_variance)
         self.loc.add_(delta[:, 0].reshape(self.loc.shape))
         self.weight.add_((delta[:, 1:] / self.input_scale).reshape(self.weight.shape))
         log_scale = torch.where(alive, 0.5 * variance.log(), self.log_scale.reshape(-1))

@@ -17,6 +17,7 @@ from probgen.events import Column, Count
 __all__ = ["PoissonRegression"]
 
 _EMPTY = 1e-8  # a configuration of less weight is reported as one without data
+_WHOLE = 2.0**53  # up to here float64 holds every whole number
 
 
 class PoissonRegression(Conditional):
@@ -83,7 +84,15 @@ class PoissonRegression(Conditional):
         return poisson_log_prob(child[:, None], log_mean).reshape(-1, *self.cards)
 
     def sample(self, parents: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.poisson(self.mean(parents).detach(), generator=generator)
+        mean = self.mean(parents).detach()
+        odd = ~(mean <= _WHOLE)
+        if bool(odd.any()):
+            raise ParameterError(
+                f"{self!r} has mean {mean[odd][0].item():g} at parents {parents[odd][0].tolist()}",
+                "means up to 2^53, where whole numbers are still apart",
+                "Look at its natural(): intercept and coefficients are of the logarithm of the mean",
+            )
+        return torch.poisson(mean, generator=generator)
 
     # Learning
 

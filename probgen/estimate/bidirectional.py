@@ -94,8 +94,8 @@ def bdmc(
     generator = generator_of(seed)
     drawn, z = simulate(model, rows, given, generator)
     weights = Weights(model, drawn, _in_turn(given, rows), generator)
-    lower, upper, simulated = torch.empty(rows), torch.empty(rows), []
-    lower, upper = lower.double(), upper.double()
+    lower, upper = torch.empty(2, rows, dtype=torch.float64)
+    simulated = []
     for some, bridge in by.plan.bridges(weights):
         pilot = bridge.forward(f"pilot {by.plan}")
         simulated.append(_figures(pilot))
@@ -103,7 +103,7 @@ def bdmc(
         own = z[some].expand(by.chains, -1, -1)
         upper[some] = -log_mean(-backward(bridge, own, pilot.steps))[0]
     real = [] if x is None else _pilots(Weights(model, x, given, generator), by)
-    figures = [{name: np.concatenate([p[name] for p in parts]) for name in _NAMES} if parts else {name: np.zeros(0) for name in _NAMES} for parts in (simulated, real)]
+    figures = _joined(simulated), _joined(real)
     return Gap(repr(by), lower.numpy(), upper.numpy(), *figures, _outside(*figures))
 
 
@@ -119,6 +119,10 @@ def _figures(pilot: Crossing) -> dict[str, np.ndarray]:
     share = quality(pilot.log_w)[0] / len(pilot.log_w)
     columns = (spread, pilot.accepted.mean(0).nan_to_num(1.0), share)
     return {name: column.numpy() for name, column in zip(_NAMES, columns, strict=True)}
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([np.zeros(0), *(part[name] for part in parts)]) for name in _NAMES}
 
 
 def _outside(simulated: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -50,10 +50,11 @@ def _scores(model: GenerativeModel, x: Any, z: Any, given: Any, observed_only: b
     given = model._check_given(given, checked)
     with pyro_lock(torch.Generator()), pyro.validation_enabled(False):
         latents = _latents(model, checked.x, given)
-        values = dict(z) if isinstance(z, Mapping) else dict.fromkeys(latents, torch.as_tensor(z))
-        if set(values) != set(latents) or (not isinstance(z, Mapping) and len(latents) != 1):
-            came = sorted(values) if isinstance(z, Mapping) else "one tensor"
+        named = dict(z) if isinstance(z, Mapping) else dict.fromkeys(latents, z)
+        if set(named) != set(latents) or (not isinstance(z, Mapping) and len(latents) != 1):
+            came = sorted(named) if isinstance(z, Mapping) else "one tensor"
             raise StructureError(f"Latents {came} for the sites {sorted(latents)}", "a value for each, by name")
+        values = {name: torch.as_tensor(v).to(latents[name]["value"].dtype) for name, v in named.items()}
         draws = _stacked(values, latents, len(checked))
         rows = [_one(model, checked.x, given, draw, observed_only) for draw in draws]
     return rows[0] if _single(values, latents) else torch.stack(rows)

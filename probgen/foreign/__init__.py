@@ -27,17 +27,24 @@ _FILES = {
 }
 
 
+def __getattr__(name: str) -> Any:
+    """The doors themselves, for what only they have: ``foreign.pgmpy.pc(data)``."""
+    if name in _FROM:
+        return importlib.import_module(_FROM[name])
+    raise AttributeError(f"probgen.foreign has no {name!r}; it has: {', '.join([*__all__, *_FROM])}")
+
+
 def wrap(foreign: Any) -> Any:
     """A foreign fitted model as one of ours, with the same likelihood.
 
     Arguments:
         foreign: A fitted hmmlearn model (CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM); Pyro's DiscreteHMM; a pgmpy
-            DiscreteBayesianNetwork or LinearGaussianBayesianNetwork; the path of a network file (.bif, .bif.gz, .net,
-            .uai, .xdsl, .xmlbif).
+            DiscreteBayesianNetwork, LinearGaussianBayesianNetwork, DiscreteMarkovNetwork or FactorGraph; the path of a
+            network file (.bif, .bif.gz, .net, .uai, .xdsl, .xmlbif).
 
     Returns:
         A fitted HMM; for a DiscreteHMM the distribution HiddenMarkov, in our convention of the first step; a fitted
-        BayesianNetwork.
+        BayesianNetwork; a MarkovField of a field, also from a .uai file that says MARKOV.
 
     Raises:
         StructureError: of a kind that has no counterpart here.
@@ -75,7 +82,8 @@ def export(model: GenerativeModel, to: str, **options: Any) -> Any:
     """A fitted model of ours in a foreign library's form, with the same likelihood.
 
     Arguments:
-        to: "hmmlearn"; "pgmpy" (networks of tables, or of linear Gaussians); "pyro" (DiscreteHMM; needs ``duration=``).
+        to: "hmmlearn"; "pgmpy" (networks of tables, or of linear Gaussians; Markov fields); "pyro" (DiscreteHMM; needs
+            ``duration=``).
 
     Raises:
         StructureError: the model has a part that the library lacks; it is named.

@@ -1,5 +1,5 @@
-"""Networks in the UAI format. pgmpy's reader takes the first axis for the fastest and knows no exponents, so this one
-reads by itself."""
+"""Networks and fields in the UAI format. pgmpy's reader takes the first axis for the fastest and knows no exponents, so
+this one reads by itself."""
 
 import re
 from collections.abc import Iterator
@@ -11,12 +11,14 @@ import numpy as np
 from probgen.errors import ParameterError, StoreError
 from probgen.events import Category, Table
 from probgen.models.bayesnet import BayesianNetwork
+from probgen.models.markovfield import MarkovField
 
 __all__ = ["read"]
 
 
-def read(path: str | Path) -> BayesianNetwork:
-    """A BAYES file: variables "var_0", "var_1", ... of levels 0, 1, ...
+def read(path: str | Path) -> BayesianNetwork | MarkovField:
+    """A BAYES file as a network of the variables "var_0", "var_1", ... of levels 0, 1, ...; a MARKOV file as a field,
+    by ``MarkovField.load_file``, which calls them "x0", "x1", ...
 
     The last variable of a scope is the child, and the last one turns fastest in its table, as the format's definition
     (UAI 2008) has it. pyAgrum 3.3.1 writes the first one fastest: its files come out wrong or are refused.
@@ -30,16 +32,16 @@ def read(path: str | Path) -> BayesianNetwork:
     except (OSError, UnicodeDecodeError) as problem:
         raise StoreError(f"{path} can't be read: {problem}", "a .uai file in UTF-8") from problem
     try:
-        return _bayes(words)
+        kind = next(words)
+        return MarkovField.load_file(path) if kind == "MARKOV" else _bayes(kind, words)
     except (ValueError, StopIteration) as problem:
         why = "it ends too early" if isinstance(problem, StopIteration) else str(problem)
-        raise StoreError(f"{path}: {why}", "a whole UAI file of type BAYES", "Restore it") from problem
+        raise StoreError(f"{path}: {why}", "a whole UAI file of type BAYES or MARKOV", "Restore it") from problem
 
 
-def _bayes(words: Iterator[str]) -> BayesianNetwork:
-    kind = next(words)
+def _bayes(kind: str, words: Iterator[str]) -> BayesianNetwork:
     if kind != "BAYES":
-        raise ValueError(f"its type is {kind!r:.40}; a product of factors (MARKOV) is a MarkovField, not a network")
+        raise ValueError(f"its type is {kind!r:.40}")
     cards = [_whole(words, 1) for _ in range(_whole(words, 1))]
     scopes = [[_whole(words, 0, len(cards)) for _ in range(_whole(words, 1))] for _ in range(_whole(words, 1))]
     children = [scope[-1] for scope in scopes]

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +37,24 @@ def _read_csv(path: Path, texts: Iterable[str]) -> Any:
         if arrow.schema.types[i] == pa.string():
             cells = arrow.column(i)
             arrow = arrow.set_column(i, name, compute.if_else(compute.equal(cells, ""), empty, cells))
+            if name not in texts:
+                _warn_of_gaps(path, name, cells, [word for word in convert.null_values if word])
     return arrow
+
+
+def _warn_of_gaps(path: Path, name: str, cells: Any, words: list[str]) -> None:
+    """Where a text column holds what would be a gap in a column of numbers: R and pandas write gaps so."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    marked = cells.filter(compute.is_in(cells, pa.array(words)))
+    if len(marked):
+        told = ", ".join(f"{each['values'].as_py()!r} in {each['counts']} rows" for each in marked.value_counts()[:3])
+        warnings.warn(
+            f"{path}, column {name!r}: {told} is read as text, in a column of numbers it would be a missing cell. "
+            "If it stands for one, leave such cells empty, or pass the frame of pandas.read_csv",
+            stacklevel=4,
+        )
 
 
 @_reader(".parquet", ".pq")
@@ -51,6 +69,9 @@ SUFFIXES = tuple(_READERS)
 
 def read(path: str | os.PathLike, texts: Iterable[str] = ()) -> Any:
     """A csv, tsv or Parquet file (or a folder of Parquet files) as a pyarrow.Table.
+
+    Empty cells of a csv are missing; so are NA, NaN, null and the like among numbers, while among texts they stay
+    texts, with a warning where the column is none of ``texts``.
 
     Arguments:
         texts: Columns of a csv that stay text where they look like truth values or numbers.

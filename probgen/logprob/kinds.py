@@ -75,8 +75,9 @@ def kinds_of_rows(kinds: Any, n: int) -> np.ndarray:
     if not isinstance(kinds, str) and len(kinds) != n:
         raise ParameterError(f"{len(kinds)} kinds for {n} rows", f"one Kind, or {n}", "Give one kind for all rows")
     try:
-        rows[:] = Kind(kinds) if isinstance(kinds, str) else [Kind(kind) for kind in kinds]
-    except ValueError as problem:
+        known = {} if isinstance(kinds, str) else {kind: Kind(kind) for kind in set(kinds)}
+        rows[:] = Kind(kinds) if isinstance(kinds, str) else [known[kind] for kind in kinds]
+    except (TypeError, ValueError) as problem:
         raise ParameterError(str(problem), f"one of {', '.join(Kind)}", "Use probgen.Kind") from problem
     return rows
 

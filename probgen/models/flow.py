@@ -25,7 +25,7 @@ from probgen.training import Player, Schedule, train
 __all__ = ["Flow"]
 
 _MOST = 1024  # cells of a row
-_WORK = 1 << 21  # numbers of one piece of rows that are in the works at a time
+_WORK = 1 << 18  # numbers in the works at a time: 2 MB
 
 
 class Flow(GenerativeModel):
@@ -143,17 +143,18 @@ class Flow(GenerativeModel):
         """log p(v) of unrounded rows (..., n, cells), shape (..., n); in pieces where no gradient is asked for."""
         if torch.is_grad_enabled():
             return self.density(given).log_prob(v)
-        widest = max(v.shape[-1] * 6 * self.bins, *self.hidden)
-        draws = math.prod(v.shape[:-2])
-        rows = max(1, _WORK // (8 * widest * max(draws, 1)))
+        rows = v.reshape(-1, v.shape[-1])
+        wide = None if given is None else given.expand(*v.shape[:-2], *given.shape).reshape(len(rows), *given.shape[1:])
         parts = []
-        for start in range(0, v.shape[-2], rows):
-            density = self.density(None if given is None else given[start : start + rows])
-            some = v[..., start : start + rows, :]
-            step = max(1, _WORK // (8 * widest * some.shape[-2]))
-            pieces = some.reshape(-1, *some.shape[-2:]).split(step)
-            parts.append(torch.cat([density.log_prob(piece) for piece in pieces]).reshape(some.shape[:-1]))
-        return torch.cat(parts, -1)
+        for start in range(0, len(rows), self._piece):
+            some = slice(start, start + self._piece)
+            parts.append(self.density(None if wide is None else wide[some]).log_prob(rows[some]))
+        return torch.cat(parts).reshape(v.shape[:-1])
+
+    @property
+    def _piece(self) -> int:
+        """Rows whose work fits in the cache."""
+        return max(16, _WORK // max(6 * self.bins * len(self.standardise.cells), *self.hidden))
 
     def _log_prob(self, x: Tensor, given: Tensor | None, *, generator: torch.Generator) -> LogProb:
         of = "x" if self.context is None else "x|given"
@@ -178,11 +179,10 @@ class Flow(GenerativeModel):
     def _draw(self, rows: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
         cells = len(self.standardise.cells)
         noise = torch.randn(rows, cells, generator=generator, dtype=torch.float64)
-        size = max(1, _WORK // (8 * max(6 * cells * self.bins, *self.hidden)))
         parts = []
-        for start in range(0, rows, size):
-            density = self.density(None if given is None else given[start : start + size])
-            parts.append(density.transforms[0](noise[start : start + size]))
+        for start in range(0, rows, self._piece):
+            some = slice(start, start + self._piece)
+            parts.append(self.density(None if given is None else given[some]).transforms[0](noise[some]))
         return self.standardise.round(torch.cat(parts))
 
     # Fitting

@@ -14,13 +14,14 @@ Function = Callable[..., tuple[Tensor | None, ...]]
 _ATEN = torch.ops.aten
 _RANDOM = torch.Tag.nondeterministic_seeded
 _RETURNS_INPUT = (_ATEN.detach.default, _ATEN.lift_fresh_copy.default, _ATEN.alias.default)
+_SHAPE_ONLY = {"ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full"}  # of their first input
 _RESHAPES = (_ATEN.expand.default, _ATEN.view.default, _ATEN._unsafe_view.default)
-# the same kernels by the binding that parses its arguments faster
-_BOUND = {
+_FUNCTIONS = {
     "abs", "add", "addmm", "baddbmm", "bmm", "cat", "clamp", "div", "eq", "exp", "expm1", "ge", "gt", "le", "log",
-    "log1p", "logsumexp", "lt", "maximum", "minimum", "mm", "mul", "neg", "pow", "reciprocal", "relu", "rsqrt",
+    "log1p", "logsumexp", "lt", "maximum", "mean", "minimum", "mm", "mul", "neg", "reciprocal", "relu", "rsqrt",
     "sigmoid", "sqrt", "square", "stack", "sub", "sum", "t", "tanh", "transpose", "unsqueeze", "where",
 }  # fmt: skip
+_METHODS = {"expand", "logical_and_", "normal_", "uniform_", "view"}
 
 
 class Graph:
@@ -31,11 +32,12 @@ class Graph:
     """
 
     def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+        self.module, self.held = module, _lift(module)
+        self.play = module.forward  # past nn.Module's hooks
 
     def __call__(self, *inputs: Tensor, generator: torch.Generator) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            return self.module(*inputs, generator)
+            return self.play(*inputs, generator, *self.held)
 
     def __len__(self) -> int:
         """Operations that a call runs."""
@@ -99,6 +101,18 @@ def _privatise(module: fx.GraphModule) -> None:
         node.kwargs = {**node.kwargs, "generator": source}
 
 
+def _lift(module: fx.GraphModule) -> list[Tensor]:
+    """Makes inputs of the parameters, buffers and constants, which are slow to look up in a module at every call."""
+    nodes = [node for node in module.graph.nodes if node.op == "get_attr"]
+    last = [node for node in module.graph.nodes if node.op == "placeholder"][-1]
+    for node in reversed(nodes):
+        with module.graph.inserting_after(last):
+            node.replace_all_uses_with(module.graph.placeholder(f"held_{node.name}"))
+        module.graph.erase_node(node)
+    module.recompile()
+    return [getattr(module, str(node.target)) for node in nodes]
+
+
 def _shrink(module: fx.GraphModule, inputs: list[Any]) -> None:
     """Folds constants, drops what changes nothing, computes nothing twice; each step leaves all values bit-equal."""
     values = _Values(module)
@@ -110,10 +124,18 @@ def _shrink(module: fx.GraphModule, inputs: list[Any]) -> None:
     _merge(module, touched)
     module.graph.eliminate_dead_code()
     for node in _calls(module.graph):
-        name = _schema(node).name.partition("::")[2]
-        if name in _BOUND and "out" not in node.kwargs:
-            node.target = getattr(torch, name)
+        _bind(node, _schema(node).name.partition("::")[2])
     module.recompile()
+
+
+def _bind(node: fx.Node, name: str) -> None:
+    """The same kernel by a binding that parses its arguments faster than ``torch.ops`` does."""
+    if node.target is _ATEN.pow.Tensor_Scalar and node.args[1] == 2:
+        node.target, node.args = torch.mul, (node.args[0], node.args[0])
+    elif name in _FUNCTIONS:
+        node.target = getattr(torch, name)
+    elif name in _METHODS:
+        node.op, node.target = "call_method", name
 
 
 class _Values(fx.Interpreter):
@@ -147,6 +169,7 @@ def _fold(module: fx.GraphModule, values: dict[fx.Node, Any], touched: set[fx.No
     constant: set[fx.Node] = set()
     for node in _calls(module.graph):
         literal = node.target is _ATEN.lift_fresh_copy.default  # torch.tensor(0.5) in the program
+        literal = literal or _schema(node).name.partition("::")[2] in _SHAPE_ONLY
         steady = not _schema(node).is_mutable and not _is_random(node) and isinstance(values[node], Tensor)
         if steady and node not in touched and (literal or all(n in constant for n in node.all_input_nodes)):
             constant.add(node)

@@ -1,5 +1,6 @@
 """Stochastic variational inference on a foreign program: its ELBO, recorded once a batch shape and played back."""
 
+import math
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class NegativeELBO(nn.Module):
             loss = self.program_loss(batch, generator)
         else:
             loss = self._play(batch, generator, before)
-        if not bool(loss.isfinite()):
+        if not math.isfinite(float(loss.detach())):
             generator.set_state(before)
             raise FitError(*self._blame(batch, generator))
         return loss

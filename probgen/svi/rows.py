@@ -60,7 +60,8 @@ def split_terms(trace: Trace, structure: Structure, n: int) -> tuple[Tensor, Ten
         return zero.expand(n), sum(shared, zero)
     for dim in sorted(summed, key=lambda d: (-len(summed[d]), d)):
         factors = _sum_out(factors, dim, summed)
-    return sum((_by_row(f.value, row, n) for f in factors), zero), sum(shared, zero)
+    first, *rest = (_by_row(factor.value, row, n) for factor in factors)
+    return sum(rest, first), sum(shared, zero)
 
 
 def _enumerated(site: Site) -> int | None:

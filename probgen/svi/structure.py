@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -228,8 +229,9 @@ def check_guide(
         shapes.append({n: param["value"].shape for n, param in trace.nodes.items() if param["type"] == "param"})
     latent = {n: site for n, site in sites.items() if is_latent(site)}
     _check_names(latent, structure)
-    for name, site in latent.items():
-        _check_site(name, site, model[name], structure)
+    with program.running(generator, fresh=True):  # its draws are private
+        for name, site in latent.items():
+            _check_site(name, site, model[name], structure)
     own = any(a.get(n) != shape for a in shapes for n, shape in shapes[0].items())
     finite = any(structure.latents[name].finite for name in latent)
     smooth = all(getattr(site["fn"], "has_rsample", False) for site in sites.values())

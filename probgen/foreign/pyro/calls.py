@@ -56,8 +56,9 @@ class Call:
         named = {**self.constants, self.data: x}
         if self.given is not None:
             named[self.given] = given
+        placed = [named.pop(name) for name in self.order]
         with Fixed(self.fixed):
-            return self.function(*(named.pop(name) for name in self.order), **named)
+            return self.function(*placed, **named)
 
 
 def _order(signature: inspect.Signature, data: str, given: str | None, constants: Mapping[str, Any]) -> list[str]:

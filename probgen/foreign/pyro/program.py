@@ -123,6 +123,7 @@ class PyroProgram(GenerativeModel):
         self.draws: Draws | None = None
         self._point: dict[str, Tensor] = {}
         self._modes: tuple[Any, ...] = ()
+        self._smooth: bool | None = None
         self._rows = 1
 
     @classmethod
@@ -233,7 +234,7 @@ class PyroProgram(GenerativeModel):
         structure = self._inspect(x, given, generator)
         matrix, split = self._matrix(x, given, structure)
         loss = NegativeELBO(self.program, structure, len(x), split, record)
-        parameters = self._parameters(loss, matrix, generator)
+        parameters = self._learned(loss, matrix, generator)
         own = not structure.amortised
         plan = Schedule(
             steps=steps,
@@ -292,7 +293,7 @@ class PyroProgram(GenerativeModel):
 
         return matrix, split
 
-    def _parameters(self, loss: NegativeELBO, matrix: Tensor, generator: torch.Generator) -> list[nn.Parameter]:
+    def _learned(self, loss: NegativeELBO, matrix: Tensor, generator: torch.Generator) -> list[nn.Parameter]:
         """Runs the program until everything that it learns has been met, and keeps its first values."""
         batch = matrix if not loss.structure.amortised else matrix[:2]
         loss.program_loss(batch, generator)
@@ -326,12 +327,12 @@ class PyroProgram(GenerativeModel):
     # Shared latents
 
     def shared_draws(self, n: int, generator: torch.Generator) -> list[dict[str, Tensor]]:
-        """Draws of the shared latents from NUTS or the guide."""
+        """Draws of the shared latents: n of the guide's, or as many of those of NUTS as there are, each once."""
         names = self._known.globals
         if self._point or not names:
             return [self._point]
         if self.draws is not None:
-            some = torch.randint(len(self.draws.values[names[0]]), (n,), generator=generator)
+            some = torch.randperm(len(self.draws.values[names[0]]), generator=generator)[:n]
             return [{name: self.draws.values[name][i] for name in names} for i in some]
         rows = 2 if self._known.amortised else self._rows
         x = template(self.event, rows, self._tensor)
@@ -390,7 +391,7 @@ class PyroProgram(GenerativeModel):
         x, given, noise = x.to(self._tensor), self._cast(given), noise.to(self._tensor)
         if not self._known.locals:
             return noise, torch.zeros(noise.shape[:2], dtype=torch.float64)
-        if self._known.amortised and self._known.plain and self._pushes(x, given, theta):
+        if self._pushes(x, given, theta):
             return coordinates.guide_draws(self.program, self._known, x, given, noise, theta)
         mode, factor = self._mode(x, given)
         z = mode + (factor @ noise[..., None])[..., 0]
@@ -398,7 +399,11 @@ class PyroProgram(GenerativeModel):
         return z, normal - torch.linalg.slogdet(factor.to(torch.float64)).logabsdet
 
     def _pushes(self, x: Tensor, given: Tensor | None, theta: Mapping[str, Tensor]) -> bool:
-        return coordinates.pushable(self.program, self._known, x, given, theta)
+        """Whether the guide's distributions can be drawn from by pushing noise; found once."""
+        if self._smooth is None:
+            serves = self._known.amortised and self._known.plain and self.program.pair[1] is not None
+            self._smooth = serves and coordinates.pushable(self.program, self._known, x, given, theta)
+        return self._smooth
 
     def _mode(self, x: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor]:
         """A normal at the mode of each row's latents, at a typical draw of the shared ones; the last rows' are kept."""

@@ -60,7 +60,8 @@ def _notes(found: Bif) -> list[str]:
 def save(net: "BayesianNetwork", path: str | os.PathLike) -> None:
     """Writes a network of tables to a .bif or .bif.gz file, whole or not at all.
 
-    Read back, a table that came from a file has the same bits.
+    Read back, a table that came from a file has the same bits. Levels are written as texts: a network that is read back
+    takes whole numbers for theirs (see ``events.Category``), but wants other numbers and truth values as text.
 
     Raises:
         StructureError: a variable that BIF can't hold: continuous, or with continuous parents; it is named.

@@ -15,6 +15,7 @@ from probgen.events import Category
 from probgen.logprob import Kind
 from probgen.model import generator_of
 from probgen.models.bayesnet import evidence, mechanisms
+from probgen.models.bayesnet.queries import few
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
@@ -168,7 +169,8 @@ class Counterfactual:
 
     def __repr__(self) -> str:
         return (
-            f"Counterfactual({len(self)} rows of {', '.join([*self.levels, *self.mean])}; {', '.join(set(self.kinds))})"
+            f"Counterfactual({len(self)} rows of {few([*self.levels, *self.mean])}; "
+            f"{', '.join(sorted(set(self.kinds)))})"
         )
 
 

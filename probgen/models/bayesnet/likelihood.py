@@ -33,8 +33,8 @@ class PosteriorWeighting:
     The row's nodes fall into those that sum and integrate exactly and the late ones (say, a logistic child of a real
     that is missing). Missing cells are drawn from their exact posterior given the former; the bound is log p(the exact
     ones) plus the log of the mean, over draws, of the probability of the late observed cells. Kind lower, with a pilot
-    that decides whether a standard error is printed, as with ``IWAE`` (an effective sample size of 400 and Pareto k up
-    to 0.4 are asked for: ``diagnostics`` has both); rows with an exact sum stay exact.
+    that decides whether a standard error is printed, as with ``IWAE`` (which asks for an effective sample size of
+    400, and a Pareto k that is surely below 0.4: both are in ``diagnostics``); rows with an exact sum stay exact.
 
     Arguments:
         samples: Draws a row.

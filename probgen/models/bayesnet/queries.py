@@ -1,5 +1,6 @@
 """What a network can be asked: marginals, the most probable completion, and exact draws, conditioned or not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,10 @@ from probgen.models.bayesnet.scoring import Group, Scored, affordable, cells_of,
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
-__all__ = ["Marginals", "ancestral", "conditional_sample", "draws", "marginals", "mpe"]
+__all__ = ["Marginals", "ancestral", "conditional_sample", "draws", "few", "marginals", "mpe"]
 
 _FORWARD = 1 << 22  # entries of a clique tree up to which one sweep serves all unconditional draws
+_SHOWN = 8  # names in a repr
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +62,18 @@ class Marginals:
 
     def __repr__(self) -> str:
         if len(self) != 1:
-            return f"Marginals({len(self)} rows of {', '.join([*self.probs, *self.mean])})"
+            return f"Marginals({len(self)} rows of {few([*self.probs, *self.mean])})"
         shown = [
-            f"{name}: " + ", ".join(f"{level} {p:.4g}" for level, p in zip(levels, self.probs[name][0], strict=True))
+            f"{name}: " + few([f"{level} {p:.4g}" for level, p in zip(levels, self.probs[name][0], strict=True)])
             for name, levels in self.levels.items()
         ]
         shown += [f"{name}: {self.mean[name][0]:.4g} ± {self.sd[name][0]:.2g}" for name in self.mean]
-        return "Marginals(" + "; ".join(shown) + ")"
+        return f"Marginals({few(shown, '; ')})"
+
+
+def few(names: Sequence[str], separator: str = ", ") -> str:
+    """Names in a row, the ninth and those after it as their number."""
+    return separator.join([*names[:_SHOWN], *[f"{len(names) - _SHOWN} more"] * (len(names) > _SHOWN)])
 
 
 # Draws

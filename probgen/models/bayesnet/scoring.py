@@ -260,7 +260,7 @@ def _by_parents(
     net: "BayesianNetwork", x: Tensor, rows: Tensor, parts: Sequence[Component]
 ) -> Iterator[tuple[Tensor, dict[int, int]]]:
     """Rows, and the levels of discrete parents that they share; apart only where tabling all of them costs too much."""
-    wide = [part for part in parts if part.size(net, {}) > _FEW]
+    wide = [part for part in parts if part.size(net, {}) > min(_FEW, net.configurations)]
     if not wide:
         yield rows, {}
         return

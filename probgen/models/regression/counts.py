@@ -56,7 +56,16 @@ class NegativeBinomial(Head):
     classic = False
 
     def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
-        return negative_binomial_log_prob(y, u[..., 0].clamp(-700, 700), u[..., 1].clamp(-23.0, 30.0))
+        log_size = u[..., 1].clamp(-23.0, 30.0)
+        far = u[..., 0] > log_size + 25  # where deviances from the mean have no digits left
+        near = torch.where(far, log_size, u[..., 0]).clamp(min=-700)
+        return torch.where(far, self._far(y, u[..., 0], log_size), negative_binomial_log_prob(y, near, log_size))
+
+    @staticmethod
+    def _far(y: Tensor, log_mean: Tensor, log_size: Tensor) -> Tensor:
+        size, both = log_size.exp(), torch.logaddexp(log_mean, log_size)
+        ways = torch.lgamma(y + size) - torch.lgamma(size) - torch.lgamma(y + 1)
+        return ways + size * (log_size - both) + y * (log_mean - both)
 
     def distribution(self, u: Tensor) -> dist.TorchDistribution:
         return dist.NegativeBinomial(u[..., 1].exp(), logits=u[..., 0] - u[..., 1])

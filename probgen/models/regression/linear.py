@@ -136,8 +136,7 @@ def ascend(objective: Objective, start: Tensor, max_iter: int) -> tuple[Tensor, 
         FitError: no finite objective, or a likelihood without bound.
     """
     at, (value, slope, bend) = start, objective(start)
-    if not math.isfinite(value):
-        raise FitError(f"The objective is {value} at the start", "finite numbers", "Check the scale of offset", step=0)
+    _refuse_infinite(value, bend, 0)
     history, free = [value], len(start) - objective.coefficients
     for step in range(max_iter):
         move = _newton_move(slope, bend, free)
@@ -147,6 +146,7 @@ def ascend(objective: Objective, start: Tensor, max_iter: int) -> tuple[Tensor, 
             share /= 2
             new = at + share * move
         at, (value, slope, bend) = new, objective(new)
+        _refuse_infinite(value, bend, step)
         history.append(max(value, history[-1]))
         _refuse_unbounded(objective.head, at[objective.coefficients :], step)
         if promise / 2 < _TOL or share <= 1e-12:
@@ -156,7 +156,7 @@ def ascend(objective: Objective, start: Tensor, max_iter: int) -> tuple[Tensor, 
 
 def _newton_move(slope: Tensor, bend: Tensor, free: int) -> Tensor:
     """A step; those of the last ``free`` numbers, which are logarithms, are at most 2."""
-    unit = bend.diagonal().abs().sqrt().clamp(min=1e-150)
+    unit = bend.diagonal().abs().sqrt().clamp(min=1e-6)
     values, vectors = torch.linalg.eigh(-bend / unit / unit[:, None])
     move = vectors @ ((vectors.T @ (slope / unit)) / values.abs().clamp(min=1e-9)) / unit
     longest = float(move[len(move) - free :].abs().max()) if free else 0.0
@@ -165,6 +165,14 @@ def _newton_move(slope: Tensor, bend: Tensor, free: int) -> Tensor:
 
 def _rises(new: float, old: float, promise: float) -> bool:
     return math.isfinite(new) and new >= old + 1e-4 * promise - 1e-13 * (1 + abs(old))
+
+
+def _refuse_infinite(value: float, bend: Tensor, step: int) -> None:
+    if not math.isfinite(value) or not bool(bend.isfinite().all()):
+        raise FitError(
+            f"The objective is {value} at step {step}, or its curvature is not finite", "finite numbers",
+            "Check the offset and the scale of the covariates, or add a ridge", step=step,
+        )  # fmt: skip
 
 
 def _refuse_unbounded(head: Head, extras: Tensor, step: int) -> None:
@@ -228,7 +236,8 @@ def _penalised_covariance(head: Head, rows: Rows, theta: Tensor, penalty: Tensor
     if isinstance(head, Normal):
         penalty = penalty * (-2 * theta[-1]).exp()
     _, _, bend = Objective(head, rows, _blocks(torch.diag(penalty), head))(theta)
-    bend[:split, split:], bend[split:, :split] = 0.0, 0.0
+    if head.classic:
+        bend[:split, split:], bend[split:, :split] = 0.0, 0.0
     return _inverse(-bend)
 
 
@@ -259,10 +268,8 @@ def _least_squares(rows: Rows, precision: Tensor, start: Tensor) -> tuple[Tensor
         raise _passes_through(1)
     before = -0.5 * n * (math.log(2 * math.pi) + 1 + 2 * float(start[-1]))
     after = -0.5 * n * (math.log(2 * math.pi * square / n) + 1)
-    return torch.cat([found, torch.tensor([0.5 * math.log(square / n)], dtype=torch.float64)]), [
-        min(before, after),
-        after,
-    ]
+    log_scale = torch.tensor([0.5 * math.log(square / n)], dtype=torch.float64)
+    return torch.cat([found, log_scale]), [min(before, after), after]
 
 
 def _covariance(objective: Objective, theta: Tensor, bend: Tensor | None) -> Tensor:

@@ -144,7 +144,7 @@ def by_quadrature(head: Head, y: Tensor, mean: Tensor, variance: Tensor) -> tupl
     64 nodes of Gauss and Hermite about each integrand's own mode and curvature (Liu and Pierce 1994); beside it the
     difference to 32 nodes.
     """
-    variance = variance.clamp(min=1e-24)
+    variance = variance.clamp(min=1e-14)  # less is a point
     at, bend = mean.clone(), torch.zeros_like(mean)
     for _ in range(200):
         _, slope, second = derivatives(head, y, at[:, None])

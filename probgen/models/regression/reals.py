@@ -76,9 +76,10 @@ class StudentT(_Location):
     def log_prob(self, y: Tensor, u: Tensor) -> Tensor:
         df = self.degrees(u)
         z = (y - u[..., 0]) * (-u[..., 1]).exp()
-        far = z.abs() > _HUGE
+        size = torch.where(z < 0, -z, z)  # the second derivative of abs would load a compiler
+        far = size > _HUGE
         near = torch.log1p(torch.where(far, 0.0, z).square() / df)
-        log = torch.where(far, 2 * z.abs().clamp(min=1e-300).log() - df.log(), near)
+        log = torch.where(far, 2 * size.clamp(min=1e-300).log() - df.log(), near)
         half = df / 2
         gammas = half * torch.log1p(0.5 / half) - 0.5 + stirling_error(half + 0.5) - stirling_error(half)
         return gammas + 0.5 * half.log() - 0.5 * (math.pi * df).log() - u[..., 1] - (df + 1) / 2 * log

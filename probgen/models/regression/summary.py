@@ -97,7 +97,7 @@ def _names(reg: "Regression") -> tuple[str, ...]:
 
 
 def _headline(reg: "Regression") -> str:
-    fit = f"log-likelihood {reg.log_likelihood:.4f} nats, deviance {reg.deviance:.5g}, n = {reg.n_rows}"
+    fit = f"log-likelihood {reg.log_likelihood:.4f} nats, deviance {reg.deviance:.5g}, n = {int(reg.n_rows)}"
     return f"{reg.head_name}, {reg.method}: {fit}"
 
 

@@ -148,9 +148,18 @@ class _Search:
         other_way = (self.graph.astype(np.int64) @ above.astype(np.int64)) > 0
         return add | free, free & self.allowed.T & ~full.T & ~other_way
 
-    def _gains(self) -> np.ndarray:
-        """Of every change, -inf where it is none: (child, parent, toggle or turn) in the order of the kernel."""
+    def _possible(self) -> tuple[np.ndarray, np.ndarray]:
+        """The legal changes whose new families have a finite score."""
         toggle, turn = self._legal()
+        finite = np.isfinite(self.rows)
+        return toggle & finite, turn & finite & finite.T
+
+    def _gains(self) -> np.ndarray:
+        """Of every change, -inf where it is none: (child, parent, toggle or turn) in the order of the kernel.
+
+        A change into a family of score -inf is none; one out of such a family gains inf.
+        """
+        toggle, turn = self._possible()
         with np.errstate(invalid="ignore"):
             gains = self.rows - self.rows.diagonal()[:, None]
             turned = gains + self.rows.T - self.rows.diagonal()
@@ -170,7 +179,8 @@ class _Search:
         idle = 0
         while idle <= self.options.patience and len(self.steps) < self.options.moves:
             gains = self._gains()
-            open_pairs = (self.banned <= len(self.steps))[..., None] | (now + gains > top + _TIE)
+            with np.errstate(invalid="ignore"):  # -inf + inf, where a start is impossible
+                open_pairs = (self.banned <= len(self.steps))[..., None] | (now + gains > top + _TIE)
             at, gain = _first_best(np.where(open_pairs, gains, -math.inf).reshape(-1))
             if at < 0 or (not self.options.patience and gain <= _TIE):
                 return
@@ -183,7 +193,7 @@ class _Search:
 
     def _kick(self) -> None:
         for _ in range(self.options.kicks):
-            toggle, turn = self._legal()
+            toggle, turn = self._possible()
             changes = np.argwhere(np.stack([toggle, turn], axis=-1))
             adds = np.array([not (t or self.graph[y, z]) for y, z, t in changes], dtype=bool)
             third = self._draw() % 3 == 0
