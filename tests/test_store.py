@@ -541,7 +541,7 @@ class Failing:
 
     def __init__(self, patch, what, at, problem, killed=False):
         self.calls, self.at, self.problem, self.down = 0, at, problem, False
-        module, name = (frames, "open") if what in ("open", "write") else (os, what)
+        module, name = (frames.files, "open") if what in ("open", "write") else (os, what)
         real = getattr(module, name, open)
         patch.setattr(module, name, self.opener(what) if name == "open" else self.guard(real), raising=False)
         if killed:

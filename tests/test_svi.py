@@ -274,7 +274,7 @@ def test_a_path_that_depends_on_data_falls_back_and_says_so():
     loss = prepared(branching, None, x)
     values = [float(loss(part, generator()).detach()) for part in (x, -x)]
     assert "step by step" in loss.notes[0]
-    wanted = [-float(dist.Normal(0.0, s).log_prob(x).mean()) for s in (2.0, 1.0)]
+    wanted = [-float(dist.Normal(torch.zeros((), dtype=D), s).log_prob(x).mean()) for s in (2.0, 1.0)]
     assert values == pytest.approx(wanted, rel=1e-12)
 
 
@@ -334,7 +334,7 @@ def test_two_programs_with_the_same_names_keep_apart():
     a(points(), generator())
     b(points(), generator())
     with torch.no_grad():
-        a.program.values["centre"].add_(5.0)
+        a.program.values["of:centre"].add_(5.0)
     assert float(b.program.constrained()["centre"][0]) == -1.0
     assert set(a.program.names) == {"weights", "centre", "width"}
 
@@ -480,6 +480,6 @@ def test_a_loss_that_is_not_finite_names_the_site_or_the_parameter(recorded):
     with pytest.raises(FitError, match="'x' of the model"):
         loss(x, generator())
     with torch.no_grad():
-        loss.program.values["centre"].fill_(math.nan)
+        loss.program.values["of:centre"].fill_(math.nan)
     with pytest.raises(FitError, match="parameter 'centre'"):
         loss(points(), generator())

@@ -33,7 +33,8 @@ class Cost:
     shared: int
 
     def __str__(self) -> str:
-        return f"{self.entries:.3g} table entries a row, {self.bytes / 2**20:.3g} MiB, width {self.width}"
+        size = f"{self.bytes / 2**30:.3g} GiB" if self.bytes >= 2**30 else f"{self.bytes / 2**20:.3g} MiB"
+        return f"{self.entries:.3g} table entries a row, {size}, width {self.width}"
 
 
 @dataclass(frozen=True)

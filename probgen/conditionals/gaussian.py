@@ -78,9 +78,11 @@ class LinearGaussian(Conditional):
         return self.weight.reshape(self.configurations, len(self.continuous_parents))
 
     def mean(self, parents: Tensor) -> Tensor:
-        which = self.configuration(parents)
-        weight = self._rows()[which]
-        return self.loc.reshape(-1)[which] + (weight * (self.inputs(parents) - self.input_mean)).sum(-1)
+        return self.loc.reshape(-1)[self.configuration(parents)] + self._slope(parents)
+
+    def _slope(self, parents: Tensor) -> Tensor:
+        """The mean less ``loc``, (...)."""
+        return (self._rows()[self.configuration(parents)] * (self.inputs(parents) - self.input_mean)).sum(-1)
 
     def variance(self, parents: Tensor) -> Tensor:
         return (2 * self.log_scale).exp().reshape(-1)[self.configuration(parents)]
@@ -90,8 +92,9 @@ class LinearGaussian(Conditional):
         return dist.Normal(self.mean(parents), scale)
 
     def log_prob(self, child: Tensor, parents: Tensor) -> Tensor:
-        log_scale = self.log_scale.reshape(-1)[self.configuration(parents)]
-        return _normal(child - self.mean(parents), log_scale)
+        which = self.configuration(parents)
+        away = child - self.loc.reshape(-1)[which] - self._slope(parents)  # far from zero the mean itself is rounded
+        return _normal(away, self.log_scale.reshape(-1)[which])
 
     def log_factor(self, child: Tensor, parents: Tensor) -> Tensor:
         return _normal(self._residuals(child, parents), self.log_scale.reshape(-1)).reshape(-1, *self.cards)
@@ -99,8 +102,7 @@ class LinearGaussian(Conditional):
     def _residuals(self, child: Tensor, parents: Tensor) -> Tensor:
         """Of each row under every configuration, (n, configurations)."""
         away = self.inputs(parents) - self.input_mean
-        mean = self.loc.reshape(-1) + away @ self._rows().T
-        return child[:, None] - mean
+        return child[:, None] - self.loc.reshape(-1) - away @ self._rows().T
 
     def sample(self, parents: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(parents), generator=generator, dtype=torch.float64)

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from probgen.errors import ParameterError, ShapeError
-from probgen.estimate.hmc import Bridge, Crossing, Plan
-from probgen.estimate.weights import MISSED, Verdict, Weights, log_mean, quality, refuse_without_guide, reliable
+from probgen.estimate.hmc import Bridge, Plan
+from probgen.estimate.pilot import even, judge_crossing, stretched
+from probgen.estimate.weights import Weights, quality, refuse_without_guide, reliable
 from probgen.logprob import Kind, LogProb
 
-__all__ = ["AIS", "anneal", "judge_crossing", "reverse_ais"]
-
-_OUTLOOK = 500  # draws of a standard normal that look for what the guide misses
+__all__ = ["AIS", "anneal", "backward", "reverse_ais"]
 
 
 @dataclass(frozen=True)
@@ -79,44 +78,13 @@ def anneal(weights: Weights, plan: Plan, final: bool = True) -> dict[str, Tensor
         if not len(done):
             continue
         main = bridge[done].forward(f"main {plan}", pilot.steps[:, done])
-        nats, stderr = _error(main.log_w)
+        nats, stderr = stretched(main.log_w)
         stderr = torch.maximum(stderr, verdict.stderr[done])
         found["nats"][rows[done]] = nats
         found["stderr"][rows[done]] = torch.where(verdict.trusted[done], stderr, math.nan)
         found["acceptance"][rows[done]] = main.accepted.mean(0).nan_to_num(1.0)
     found["samples"][:], found["temperatures"][:] = plan.chains, plan.temperatures
     return found
-
-
-def judge_crossing(bridge: Bridge, pilot: Crossing) -> Verdict:
-    """Whether a pilot's log weights let a standard error be printed."""
-    plan, (ess, k) = bridge.plan, quality(pilot.log_w)
-    nats, stderr = _error(pilot.log_w)
-    trusted, missed = even(ess, plan.chains) | reliable(ess, k, plan.chains), torch.zeros_like(ess)
-    rows = trusted.nonzero()[:, 0]
-    if len(rows) and bridge.scale is not None:
-        missed[rows] = bridge.rows[rows].missed(nats[rows], plan.evaluations, _OUTLOOK, bridge.scale[rows])
-        trusted &= ~(missed > MISSED)
-    return Verdict(nats, stderr, ess, k, trusted, missed)
-
-
-def even(ess: Tensor, chains: int) -> Tensor:
-    """Whether the relative variance of few weights is below 1/4 with 99 % confidence, were their logarithms normal.
-
-    A pilot of 16 chains may look better by luck than it is; Wilson and Hilferty's quantile of its variance says by how
-    much.
-    """
-    if chains < 16:
-        return torch.zeros_like(ess, dtype=torch.bool)
-    spread = 2 / (9 * (chains - 1))
-    return chains / ess - 1 <= 0.25 * (1 - spread - 2.33 * math.sqrt(spread)) ** 3
-
-
-def _error(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean weight; its delta-method error, stretched so that 1.96 of it are Student's 95 %."""
-    nats, stderr = log_mean(log_w)
-    freedom = len(log_w) - 1
-    return nats, stderr * (1 + 1.21 / freedom + 1.44 / freedom**2)
 
 
 def reverse_ais(
@@ -149,7 +117,7 @@ def reverse_ais(
         steps = bridge.forward(f"pilot {by.plan}").steps
         parts.append(backward(bridge, chains[:, rows], steps))
     log_w = -torch.cat(parts, dim=1)
-    (ess, k), (nats, stderr) = quality(log_w), _error(log_w)
+    (ess, k), (nats, stderr) = quality(log_w), stretched(log_w)
     trusted = reliable(ess, k, by.chains) | even(ess, by.chains)
     return LogProb(
         Kind.UPPER,

@@ -11,7 +11,8 @@ from torch import Tensor
 from probgen.errors import ParameterError
 from probgen.estimate.anneal import anneal
 from probgen.estimate.hmc import Plan
-from probgen.estimate.weights import MISSED, Verdict, Weights, at_least, judge, log_mean, refuse_without_guide
+from probgen.estimate.pilot import SEARCH, Verdict, judge, misses_a_mode
+from probgen.estimate.weights import Weights, at_least, log_mean, refuse_without_guide
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["Ladder"]
@@ -22,12 +23,12 @@ _GRADIENT = 3  # density evaluations that one with its gradient costs
 
 @dataclass(frozen=True)
 class Ladder:
-    """IWAE, then IWAE with more draws, then AIS, row by row, until a pilot finds the row reliable or its budget is spent.
+    """IWAE, then more draws, then AIS, row by row, until a pilot finds the row reliable or its budget is spent.
 
     Every rung draws a pilot that only decides, and fresh draws that are reported. From the second rung on the guide is
     widened on active latents (``IWAE.widen``); rows whose effective sample size can't reach 400 on any rung of draws go
-    straight to annealing, from a standard normal where its draws found mass that the guide misses, else from the guide.
-    Rows are lower bounds; a row that never became reliable has no standard error, and the last rung's number.
+    straight to annealing, from a standard normal where the guide misses a mode, else from the guide. Rows are lower
+    bounds; a row that never became reliable has no standard error, and the last rung's number.
 
     Arguments:
         rungs: Draws a row, rising.
@@ -42,7 +43,7 @@ class Ladder:
     rungs: tuple[int, ...] = (500, 2000, 8000)
     temperatures: tuple[int, ...] = (50, 200)
     chains: int = 16
-    budget: int = 100_000
+    budget: int = 120_000
     draws: tuple[int, ...] = field(init=False, repr=False, compare=False)
     plans: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
@@ -63,45 +64,59 @@ class Ladder:
 
     def cost(self, kind: str, size: int) -> int:
         """Evaluations that a rung of "draws" or of "plans" (annealing) takes at most."""
-        if kind == "draws":
-            return (3 if size == self.rungs[0] else 4) * size  # pilot, outlook, main, widening
-        return 2 * _GRADIENT * Plan(self.chains, size, 2).evaluations + 1000
+        if kind == "draws":  # widening, pilot and main
+            return (2 if size == self.rungs[0] else 3) * size + _GRADIENT * SEARCH
+        crossings = 3 if size == self.temperatures[0] else 2  # pilot, main, and the pilot from the prior
+        return _GRADIENT * (crossings * self._plan(size).evaluations + SEARCH) + 500
+
+    def _plan(self, temperatures: int, start: str = "guide") -> Plan:
+        return Plan(self.chains, temperatures, 2, start)
 
     def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
         if refusal := refuse_without_guide(model, len(x), self):
             return refusal
         weights = Weights(model, x, given, generator)
-        n = len(weights)
-        found = {name: torch.full((n,), math.nan, dtype=torch.float64) for name in _NAMES}
-        left, blind = self._draw(weights, found)
-        for start, rows in (("guide", left[~blind]), ("prior", left[blind])):
-            self._anneal(weights, rows, start, found)
+        found = {name: torch.full((len(weights),), math.nan, dtype=torch.float64) for name in _NAMES}
+        left, nats = self._draw(weights, found)
+        if len(left):
+            blind = self._blind(weights[left], nats)
+            for start, rows in (("guide", left[~blind]), ("prior", left[blind])):
+                self._anneal(weights, rows, start, found)
         by, columns = self._by(found), {name: values.numpy() for name, values in found.items()}
-        nats, stderr = columns.pop("nats"), columns.pop("stderr")
-        return LogProb(Kind.LOWER, nats, by=by, stderr=stderr, draws=weights.streams, diagnostics=columns)
+        values, stderr = columns.pop("nats"), columns.pop("stderr")
+        return LogProb(Kind.LOWER, values, by=by, stderr=stderr, draws=weights.streams, diagnostics=columns)
 
     def _draw(self, weights: Weights, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Climbs the rungs of draws; returns the rows left over, and which of them have mass that the guide misses."""
-        rows, left, blind = torch.arange(len(weights)), [torch.arange(0)], [torch.zeros(0, dtype=torch.bool)]
-        scale: Tensor | None = None
-        for i, samples in enumerate(self.draws):
-            part, last = weights[rows], i + 1 == len(self.draws)
-            pilot = judge(part, samples, scale=scale)
+        """Climbs the rungs of draws; returns the rows left over and what their last pilots say of log p(x)."""
+        rows, scale = torch.arange(len(weights)), None
+        left, nats = [torch.arange(0)], [torch.zeros(0, dtype=torch.float64)]
+        for samples in self.draws:
+            pilot, last = judge(weights[rows], samples, scale), samples == self.draws[-1]
             done = pilot.trusted | (torch.tensor(last) & (not self.plans))
-            self._report(weights, rows[done], samples, _of(pilot, done), scale if scale is None else scale[done], found)
+            self._report(weights, rows[done], samples, pilot.of(done), None if scale is None else scale[done], found)
             lost = ~done & (last | self._hopeless(pilot, samples))
             left.append(rows[lost])
-            blind.append(pilot.missed[lost] > MISSED)
+            nats.append(pilot.nats[lost])
             rows = rows[~done & ~lost]
             if not len(rows):
                 break
             scale = weights[rows].widening(samples)
-        return torch.cat(left), torch.cat(blind)
+        return torch.cat(left), torch.cat(nats)
+
+    def _blind(self, weights: Weights, nats: Tensor) -> Tensor:
+        """Rows whose guide misses a mode, and that chains from a standard normal come about as near to."""
+        plan = self._plan(self.plans[0], "prior")
+        blind = misses_a_mode(weights, None, nats, plan.evaluations)
+        rows = blind.nonzero()[:, 0]
+        for some, bridge in plan.bridges(weights[rows]):
+            near = log_mean(bridge.forward("start").log_w)[0] > nats[rows[some]] - 1
+            blind[rows[some]] = near
+        return blind
 
     def _hopeless(self, pilot: Verdict, samples: int) -> Tensor:
         """Rows that no more draws can help, where there is annealing to go to."""
         out_of_reach = pilot.ess / samples * self.draws[-1] < 400
-        return (out_of_reach | (pilot.missed > MISSED)) & bool(self.plans)
+        return (out_of_reach | pilot.missed) & bool(self.plans)
 
     def _report(
         self,
@@ -125,7 +140,7 @@ class Ladder:
             if not len(rows):
                 return
             last = temperatures == self.plans[-1]
-            columns = anneal(weights[rows], Plan(self.chains, temperatures, 2, start), final=last)
+            columns = anneal(weights[rows], self._plan(temperatures, start), final=last)
             for name in _NAMES:
                 found[name][rows] = columns[name]
             rows = rows[columns["nats"].isnan()]
@@ -144,10 +159,6 @@ def _rising(name: str, sizes: Any, least: int) -> tuple[int, ...]:
     if not whole or len(sizes) < least or min(sizes, default=2) < 2 or list(sizes) != sorted(set(sizes)):
         raise ParameterError(f"{name}={sizes!r}", "rising whole numbers from 2, such as (500, 2000, 8000)")
     return tuple(map(int, sizes))
-
-
-def _of(pilot: Verdict, rows: Tensor) -> Verdict:
-    return Verdict(*(values[rows] for values in pilot))
 
 
 def _span(sizes: Tensor) -> str:

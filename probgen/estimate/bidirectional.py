@@ -24,10 +24,10 @@ __all__ = ["Gap", "bdmc", "simulate"]
 class Gap:
     """Lower and upper bounds on log p(x) of simulated rows, in nats, and how the real rows' pilots compare.
 
-    On a simulated row the latent that made it is an exact posterior draw, so annealing back from it bounds log p(x) from
-    above, and the mean of upper - lower bounds the estimator's shortfall, in expectation. That is about rows like those
-    that the model draws: a real row whose pilot looks worse than every simulated row's has no certificate. (Of rows just
-    like the simulated ones, about 2 in rows + 1 look so by chance.)
+    On a simulated row the latent that made it is an exact posterior draw, so annealing back from it bounds log p(x)
+    from above, and the mean of upper - lower bounds the estimator's shortfall, in expectation. That is about rows like
+    those that the model draws: a real row whose pilot looks worse than every simulated row's has no certificate. (Of
+    rows just like the simulated ones, about 2 in rows + 1 look so by chance.)
 
     Arguments:
         by: The estimator, as it prints.
@@ -145,8 +145,8 @@ def _in_turn(given: Any, rows: int) -> Any:
 def simulate(model: Any, n: int, given: Any, generator: torch.Generator) -> tuple[Any, Tensor]:
     """n rows x of p(x, z) and the latents z (n, latent_dim) that made them.
 
-    From the model's ``_sample_joint(n, given, generator)`` where it has one; else from its Pyro program, whose guide must
-    have one latent site.
+    From the model's ``_sample_joint(n, given, generator=...)`` where it has one; else from its Pyro program, whose guide
+    must have one latent site.
     """
     given = _in_turn(given, n)
     if hasattr(model, "_sample_joint"):

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from probgen.errors import ParameterError
-from probgen.estimate.weights import Weights, at_least, judge, log_mean, quality, refuse_without_guide, reliable
+from probgen.estimate.pilot import judge
+from probgen.estimate.weights import Weights, at_least, log_mean, quality, refuse_without_guide, reliable
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["ELBO", "IWAE", "log_mean", "quality", "reliable"]
@@ -46,8 +47,8 @@ class IWAE:
 
     A pilot of as many draws, which never enters the estimate, decides row by row whether a standard error is printed:
     effective sample size >= 400; Pareto k with one of its own standard errors on top <= min(0.4, 1 - 1 / log10
-    samples); and draws from a standard normal find at most 1 % of the posterior's mass where the guide would not go.
-    Other rows have NaN there. What is printed is the larger of the main draws' and the pilot's delta-method errors:
+    samples); and climbers from a standard normal meet no mode of log p(x, z) where the guide would not go. Other rows
+    have NaN there. What is printed is the larger of the main draws' and the pilot's delta-method errors:
     weights with a heavy tail show too small an error just when they fall short.
 
     Arguments:
@@ -72,7 +73,7 @@ class IWAE:
             return refusal
         weights = Weights(model, x, given, generator)
         scale = weights.widening(self.samples) if self.widen else None
-        pilot = judge(weights, self.samples, scale=scale)
+        pilot = judge(weights, self.samples, scale)
         nats, stderr = log_mean(weights.draw(self.samples, "main", scale))
         stderr = torch.where(pilot.trusted, torch.maximum(stderr, pilot.stderr), math.nan)
         rows = {"ess": pilot.ess, "pareto_k": pilot.pareto_k, "samples": torch.full_like(pilot.ess, self.samples)}

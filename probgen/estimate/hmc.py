@@ -111,8 +111,11 @@ class Bridge:
         """log w(u), (S, n), float64."""
         if self.scale is not None:
             return self.rows.at(u, self.scale)
-        log_f = self.rows.model._log_joint(self.rows.x, u.to(self.dtype), self.rows.given)
-        return log_f.to(torch.float64) - standard_normal(u)
+        return self.log_joint(u) - standard_normal(u)
+
+    def log_joint(self, z: Tensor) -> Tensor:
+        """log p(x, z), (S, n), float64."""
+        return self.rows.model._log_joint(self.rows.x, z.to(self.dtype), self.rows.given).to(torch.float64)
 
     def place(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The chains' coordinates u of latents z (S, n, D), and whether they were found, (S, n)."""
@@ -225,4 +228,3 @@ class _Sizes:
         if not self.used:
             return torch.zeros(0, self.rows), torch.ones(0, self.rows)
         return torch.stack(self.used), torch.stack(self.shares)
-

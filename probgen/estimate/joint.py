@@ -20,7 +20,8 @@ def log_joint(model: GenerativeModel, x: Any, z: Tensor | Mapping[str, Tensor], 
     Arguments:
         model: A fitted model.
         x: Data of its event, n rows.
-        z: Latents (n, ...) or draws of them (S, n, ...), of a program with one latent site; else a value a site, by name.
+        z: Latents (n, ...) or draws of them (S, n, ...), of a program with one latent site; else a dict of them, by
+            site.
 
     Returns:
         Shape (n,), or (S, n) for draws: a tensor, no LogProb, for it does not compare with likelihoods.

@@ -9,7 +9,6 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from probgen.errors import ParameterError, StructureError, SupportError
 from probgen.estimate.auto import Ladder
@@ -64,8 +63,8 @@ class Program:
         generator: Of the draws of the guide.
 
     Attributes:
-        traced: Whether the program became one tensor graph, which scores many draws at once; a program whose control flow
-            depends on its latents is run once a draw.
+        traced: Whether the program became one tensor graph, which scores many draws at once; a program whose control
+            flow depends on its latents is run once a draw.
     """
 
     def __init__(self, model: Callable, guide: Callable | None, data: Any, generator: torch.Generator) -> None:
@@ -94,7 +93,9 @@ class Program:
             elif site["is_observed"]:
                 cells += site["value"].numel()
             elif site["fn"].has_enumerate_support or not site["value"].is_floating_point():
-                raise StructureError(f"The latent {name!r} is discrete", "continuous latents", "Sum it out in the program")
+                raise StructureError(
+                    f"The latent {name!r} is discrete", "continuous latents", "Sum it out in the program"
+                )
             else:
                 latents[name] = site
         if not latents:
@@ -139,6 +140,8 @@ class Program:
 
     def _graph(self, points: Tensor) -> Callable | None:
         """The program as a tensor graph over many draws, (S, D) -> (S,), where it is one: checked at some draws."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
         with pyro_lock(), pyro.validation_enabled(False):
             truth = torch.stack([self._score(z) for z in points])
             try:

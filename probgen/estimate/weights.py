@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,20 @@ from probgen.events import row_hash, take
 from probgen.logprob import LogProb
 from probgen.model import Latent
 
-__all__ = ["Verdict", "Weights", "at_least", "judge", "log_mean", "pareto_k", "quality", "reliable"]
+__all__ = [
+    "Weights",
+    "at_least",
+    "log_mean",
+    "pareto_k",
+    "quality",
+    "refuse_without_guide",
+    "reliable",
+    "standard_normal",
+]
 
 _CACHE = 1 << 20  # cells of work at a time: about 4 MB of float32
 _LOG_2PI = math.log(2 * math.pi)
 _FACTORS = (1.0, 1.1, 1.2, 1.35, 1.5)
-MISSED = 0.01  # posterior mass that may lie where no draw is expected
 
 
 def at_least(name: str, value: Any, least: int) -> None:
@@ -101,6 +109,13 @@ class Weights:
         log_w = self.model._log_joint(self.x, z, self.given).to(torch.float64) - log_q.to(torch.float64)
         return log_w if scale is None else log_w + standard_normal(u) - standard_normal(noise) + scale.log().sum(-1)
 
+    def log_q(self, noise: Tensor, scale: Tensor | None = None) -> Tensor:
+        """log q(z(noise) | x) of the guide, or of one wider by ``scale``, (S, n), float64."""
+        log_q = self.model._propose(self.x, self.given, noise)[1].to(torch.float64)
+        if scale is None:
+            return log_q
+        return log_q - standard_normal(noise) + standard_normal(noise / scale) - scale.log().sum(-1)
+
     def noise(self, samples: int, salt: str) -> Tensor:
         """Standard normal noise of each row's own stream, (samples, n, latent_dim), float32."""
         dim, private = self.model.latent_dim, torch.Generator()
@@ -126,26 +141,27 @@ class Weights:
         noise, wanted = zero.expand(z.shape), z.to(torch.float64)
         spread = slope.norm(dim=-1)
         for _ in range(4):
-            missing = wanted - self._place(noise)
+            missing = wanted - self.place(noise)
             noise = noise + torch.linalg.solve(slope, missing[..., None])[..., 0]
-        missing = (wanted - self._place(noise)).abs()
+        missing = (wanted - self.place(noise)).abs()
         found = missing <= 1e-3 * spread + 1e-5 * wanted.abs()
         return noise.nan_to_num(), found.all(-1)
 
-    def _place(self, noise: Tensor) -> Tensor:
+    def place(self, noise: Tensor) -> Tensor:
+        """z(noise), (S, n, latent_dim), float64."""
         return self.model._propose(self.x, self.given, noise)[0].to(torch.float64)
 
     @torch.enable_grad()
     def _slope(self, noise: Tensor) -> Tensor:
         """dz/du of each row at one noise (1, n, D): (n, D, D)."""
         noise = noise.clone().requires_grad_()
-        z = self._place(noise)
+        z = self.place(noise)
         rows = [torch.autograd.grad(z[0, :, d].sum(), noise, retain_graph=True)[0][0] for d in range(z.shape[-1])]
         return torch.stack(rows, dim=1)
 
     def widening(self, samples: int) -> Tensor:
-        """A factor for each row's noise on its active latents, (n, latent_dim): the one of 1, 1.1, ... 1.5 whose weights
-        have the least variance, by draws of the widest, which see the tails that a narrow guide hides.
+        """A factor for each row's noise on its active latents, (n, latent_dim): the one of 1, 1.1, 1.2, 1.35, 1.5 whose
+        weights have the least variance, by draws of the widest, which see the tails that a narrow guide hides.
 
         A latent is active where the guide is narrower than nine tenths of a standard normal.
         """
@@ -153,7 +169,7 @@ class Weights:
         for rows in self.blocks(samples):
             part = self[rows]
             u = part.noise(samples, "widening")
-            active = part._place(u).std(0) < 0.9
+            active = part.place(u).std(0) < 0.9
             scales = torch.stack([torch.where(active, factor, 1.0) for factor in _FACTORS]).to(torch.float64)
             log_f = part.at(u, scales[-1])
             wide = u * scales[-1]
@@ -162,68 +178,6 @@ class Weights:
             best = second.nan_to_num(nan=math.inf).argmin(0)
             parts.append(scales[best, torch.arange(len(rows))])
         return torch.cat(parts)
-
-    def missed(self, nats: Tensor, looks: int, samples: int, scale: Tensor | None = None) -> Tensor:
-        """Posterior mass of each row where so many draws of the guide are not expected to go, as draws from a standard
-        normal see it, (n,). NaN where the guide's map can't be turned round.
-
-        Few latents away from a standard normal's mass hide there; with many, its draws find nothing and object to nothing.
-        """
-        parts = [torch.zeros(0, dtype=torch.float64)]
-        for rows in self.blocks(samples):
-            part, own = self[rows], None if scale is None else scale[rows]
-            z = part.noise(samples, "outlook")
-            z = z.to(part.model._propose(part.x, part.given, z[:1])[0].dtype)
-            u, found = part.noise_of(z)
-            log_q = part.model._propose(part.x, part.given, u)[1].to(torch.float64)
-            if own is not None:
-                log_q = log_q - standard_normal(u) + standard_normal(u / own) - own.log().sum(-1)
-            log_f = part.model._log_joint(part.x, z, part.given).to(torch.float64) - nats[rows]
-            unseen = log_f - log_q > math.log(looks)
-            mass = torch.where(unseen, (log_f - standard_normal(z)).exp(), 0.0).mean(0)
-            parts.append(torch.where(found.all(0), mass, math.nan))
-        return torch.cat(parts)
-
-
-class Verdict(NamedTuple):
-    """What a pilot says of each row, shape (n,) each: log of its mean weight, its delta-method error, effective sample
-    size, Pareto k, and whether a standard error may be printed."""
-
-    nats: Tensor
-    stderr: Tensor
-    ess: Tensor
-    pareto_k: Tensor
-    trusted: Tensor
-    missed: Tensor
-
-
-def judge(weights: Weights, samples: int, salt: str = "pilot", scale: Tensor | None = None) -> Verdict:
-    """The pilot of an importance sampling estimate with so many draws.
-
-    A first look of a tenth of the draws closes the gate where the effective sample size can't come near 400; its
-    figures are then those of the look, the effective sample size counted up to ``samples``.
-    """
-    first = min(samples, max(50, samples // 10))
-    look = weights.draw(first, f"{salt}{samples} look", scale)
-    ess, k = quality(look)
-    nats, stderr = log_mean(look)
-    found = Verdict(nats, stderr, ess * samples / first, k, torch.zeros_like(ess, dtype=torch.bool), 0 * ess)
-    rows = (found.ess >= 300).nonzero()[:, 0] if samples >= 400 else torch.arange(0)
-    if not len(rows):
-        return found._replace(ess=found.ess.clamp(max=samples))
-    part, own = weights[rows], None if scale is None else scale[rows]
-    pilot = torch.cat([look[:, rows], part.draw(samples - first, f"{salt}{samples}", own)])
-    ess, k = quality(pilot)
-    nats, stderr = log_mean(pilot)
-    trusted, missed = reliable(ess, k, samples), torch.zeros_like(ess)
-    open_rows = trusted.nonzero()[:, 0]
-    if len(open_rows):
-        wider = None if own is None else own[open_rows]
-        missed[open_rows] = part[open_rows].missed(nats[open_rows], samples, samples, wider)
-        trusted &= ~(missed > MISSED)
-    for whole, values in zip(found, (nats, stderr, ess, k, trusted, missed), strict=True):
-        whole[rows] = values
-    return found
 
 
 def log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class Event(ABC):
 def arguments(part: Any) -> dict[str, Any]:
     """The constructor call of an object whose constructor keeps every argument under its own name."""
     given: dict[str, Any] = {}
-    for name, parameter in _parameters(type(part)).items():
+    for name, parameter in _parameters(type(part)).items():  # type: ignore[arg-type]
         value = getattr(part, name)
         given.update(value if parameter.kind is parameter.VAR_KEYWORD else {name: value})
     return given

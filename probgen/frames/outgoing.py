@@ -119,7 +119,7 @@ def native(data: Mapping[str, Any], library: str) -> Any:
         import pandas as pd
 
         plain = {name: values for name, values in data.items() if not isinstance(values, Coded)}
-        frame = native(plain, "pandas") if plain else None
+        frame: Any = native(plain, "pandas") if plain else None
         factors = {n: values.factor() if isinstance(values, Coded) else frame[n] for n, values in data.items()}
         return pd.DataFrame(factors, copy=False)
     data = {name: values.plain() if isinstance(values, Coded) else values for name, values in data.items()}

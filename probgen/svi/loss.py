@@ -84,7 +84,10 @@ class NegativeELBO(nn.Module):
             model, guide = (config_enumerate(program, default="parallel") for program in (model, guide))
         else:
             elbo = Trace_ELBO(max_plate_nesting=self.structure.nesting)
-        return elbo.differentiable_loss(model, guide, x, given) / self.rows
+        wanted = torch.is_grad_enabled()
+        with torch.enable_grad():  # without, it finds nothing to differentiate and refuses
+            loss = elbo.differentiable_loss(model, guide, x, given) / self.rows
+        return loss if wanted else loss.detach()
 
     # Recording
 

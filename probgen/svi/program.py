@@ -69,7 +69,12 @@ class Program(nn.Module):
         if not fresh:
             mine["params"] = {name: self.values[key] for name, key in self.names.items()}
             mine["constraints"] = dict(self.constraints)
-        with pyro_lock(generator), pyro.validation_enabled(False), pyro.get_param_store().scope(mine) as store:
+        with (
+            pyro_lock(generator),
+            pyro.validation_enabled(False),
+            _references(),
+            pyro.get_param_store().scope(mine) as store,
+        ):
             yield
             found: Any = pyro.get_param_store().get_state()
             store.update(found)
@@ -79,7 +84,7 @@ class Program(nn.Module):
     def _adopt(self, found: Mapping[str, Mapping[str, Any]]) -> None:
         for name, value in found["params"].items():
             if name not in self.names:
-                self.names[name] = name.replace(".", "/")
+                self.names[name] = "of:" + name.replace(".", "/")  # no name that a module has
                 self.constraints[name] = found["constraints"].get(name, constraints.real)
                 mine = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach().clone())
                 self.values[self.names[name]] = mine
@@ -89,7 +94,7 @@ class Program(nn.Module):
         known = {id(parameter) for parameter in self.parameters()}
         for leaf in _leaves(loss):
             if id(leaf) not in known and isinstance(leaf, nn.Parameter):
-                key = f"found/{len(self.unregistered)}"
+                key = f"found:{len(self.unregistered)}"
                 self.values[key] = leaf
                 self.unregistered.append(key)
 
@@ -126,6 +131,18 @@ class Program(nn.Module):
 
     def forward(self, *_: Any) -> None:
         raise StructureError("A program called as a network", "its model or guide", "Use Program.trace_model")
+
+
+@contextmanager
+def _references() -> Iterator[None]:
+    """Keeps what the caller's parameters remember of themselves: reading a store's state makes them forget it."""
+    values = [value for _, value in pyro.get_param_store().named_parameters()]
+    known = [(value, value.__dict__["unconstrained"]) for value in values if "unconstrained" in value.__dict__]
+    try:
+        yield
+    finally:
+        for value, reference in known:
+            value.__dict__["unconstrained"] = reference
 
 
 def _leaves(loss: Tensor) -> list[Tensor]:

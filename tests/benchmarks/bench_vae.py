@@ -90,7 +90,7 @@ def by_pyro(sizes, x, rows):
 
 
 def by_us(sizes, x, batch_size):
-    """The whole step of the training loop: rows, play-back, clipping, fused Adam, schedule."""
+    """The step of the training loop (rows, play-back, clipping, fused Adam, schedule), and one without its extras."""
     net = Theirs(*sizes)
     program = Program(lambda x, given: net.model(x), lambda x, given: net.guide(x))
     generator = torch.Generator().manual_seed(0)
@@ -98,8 +98,20 @@ def by_us(sizes, x, batch_size):
     loss = NegativeELBO(program, structure, len(x), lambda batch: (batch, None))
     loss.program_loss(x[:2], generator)
     plan = Schedule(steps=100_000, batch_size=batch_size, validation=0.0)
-    run = _Run(program, [Player(loss, list(program.parameters()))], len(x), generator, plan)
-    return lambda: run.take_step(x)
+    player = Player(loss, list(program.parameters()))
+    run = _Run(program, [player], len(x), generator, plan)
+
+    def alone():
+        """Loss, gradients, fused Adam: what the hand-written step does."""
+        rows = torch.randint(len(x), (batch_size,))
+        value = loss(x[rows], generator)
+        slopes = torch.autograd.grad(value, player.parameters)
+        for parameter, slope in zip(player.parameters, slopes, strict=True):
+            parameter.grad = slope.contiguous()
+        player.optimiser.step()
+        return float(value.detach())
+
+    return lambda: run.take_step(x), alone
 
 
 def compare(name, rounds):
@@ -113,8 +125,8 @@ def compare(name, rounds):
         "by hand, Adam": by_hand(sizes, x, rows),
         "by hand, fused Adam": by_hand(sizes, x, rows, True),
         "Pyro's SVI": by_pyro(sizes, x, rows),
-        "probgen": by_us(sizes, x, size),
     }
+    ways["probgen's loop"], ways["probgen, a step"] = by_us(sizes, x, size)
     times = {way: [] for way in ways}
     for way in ways.values():
         way(), way()
@@ -134,7 +146,7 @@ def warm_up():
     """CPU seconds from a program to its second step, in a new process; imports of torch and Pyro are not counted."""
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1); import bench_vae as b;"
-        "x = torch.rand(256, 784).round(); t = time.process_time(); s = b.by_us((784, 400, 20), x, 128); s(); s();"
+        "x = torch.rand(256, 784).round(); t = time.process_time(); s, _ = b.by_us((784, 400, 20), x, 128); s(); s();"
         "print(time.process_time() - t)"
     )
     done = subprocess.run([sys.executable, "-c", code, sys.path[0]], capture_output=True, text=True, check=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probgen.errors import ParameterError
 from probgen.events import row_hash
+from probgen.foreign.pyro.rows import Rows
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["PosteriorPredictive"]
@@ -42,22 +43,24 @@ class PosteriorPredictive:
                 raise ParameterError(f"{name}={value!r}", "a whole number of draws, at least 2")
 
     def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
-        if not hasattr(model, "shared_draws"):
+        rows = getattr(model, "rows", None)
+        if not isinstance(rows, Rows) or not rows.shares:
             reason = f"{type(model).__name__} has no latents that all rows share"
             return LogProb.refuse(len(x), reason, "log_prob(x) without by=", by=repr(self))
-        seed, thetas = generator.initial_seed(), model.shared_draws(self.draws, generator)
-        cells = model.local_cells
-        step = max(1, _CELLS // (len(thetas) * self.inner * cells)) if cells else len(x)
+        x, given = model._cast(x), model._cast(given)
+        seed, thetas = generator.initial_seed(), rows.shared(self.draws, generator)
+        step = max(1, _CELLS // (len(thetas) * self.inner * rows.cells)) if rows.cells else len(x)
         parts = []
-        for rows in torch.arange(len(x)).split(step):
-            some = None if given is None else given[rows]
-            noise = self._noise(x[rows], seed, len(thetas), cells)
-            parts.append(torch.stack([self._row(model, x[rows], some, noise[i], t) for i, t in enumerate(thetas)]))
-        return self._answer(torch.cat(parts, 1), model, seed)
+        for some in torch.arange(len(x)).split(step):
+            covariates = None if given is None else given[some]
+            noise = self._noise(x[some], seed, len(thetas), rows.cells)
+            each = [self._row(rows, x[some], covariates, noise[i], theta) for i, theta in enumerate(thetas)]
+            parts.append(torch.stack(each))
+        return self._answer(torch.cat(parts, 1), rows, seed)
 
-    def _row(self, model: Any, x: Any, given: Any, noise: Tensor, theta: Mapping[str, Tensor]) -> Tensor:
+    def _row(self, rows: Rows, x: Tensor, given: Any, noise: Tensor, theta: Mapping[str, Tensor]) -> Tensor:
         """log p(x | theta), shape (n,)."""
-        log_w = model.log_weights(x, given, noise, theta)
+        log_w = rows.log_weights(x, given, noise, theta)
         return log_w.logsumexp(0) - math.log(len(log_w))
 
     def _noise(self, x: Tensor, seed: int, draws: int, cells: int) -> Tensor:
@@ -71,17 +74,17 @@ class PosteriorPredictive:
             parts.append(torch.randn(draws, self.inner, cells, generator=own))
         return torch.stack(parts, 2)
 
-    def _answer(self, log_p: Tensor, model: Any, seed: int) -> LogProb:
+    def _answer(self, log_p: Tensor, rows: Rows, seed: int) -> LogProb:
         total = log_p.logsumexp(0)
         shares = torch.where(total.isfinite(), (log_p - total).exp(), 0.0)
         squares = (shares - 1 / len(log_p)).square().sum(0)
-        stderr = (squares * len(log_p) / min(len(log_p), model.independent_draws)).sqrt()
+        stderr = (squares * len(log_p) / min(len(log_p), rows.independent)).sqrt()
         return LogProb(
             Kind.ESTIMATE,
             total - math.log(len(log_p)),
             by=repr(self),
             stderr=torch.where(total.isfinite(), stderr, math.nan).numpy(),
             draws=np.full(len(total), seed % 2**64, dtype=np.uint64),
-            target=model.posterior_target,
+            target=rows.target,
             diagnostics={"ess": torch.where(total.isfinite(), 1 / shares.square().sum(0), 0.0).numpy()},
         )

@@ -1,9 +1,7 @@
 """The E and M steps of a network: what rows, with their gaps, are expected to say about each conditional."""
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,59 +9,15 @@ from torch import Tensor
 from probgen import cliques
 from probgen.conditionals import Conditional, LinearGaussian, Tabular
 from probgen.errors import StructureError
+from probgen.models.bayesnet.bundles import Layout
 from probgen.models.bayesnet.gaussian import Component
-from probgen.models.bayesnet.scoring import cells_of, expanded, groups, table_of
+from probgen.models.bayesnet.normals import Solved
+from probgen.models.bayesnet.problem import Complete, Open, Problem, Tables
+from probgen.models.bayesnet.scoring import cells_of, expanded
 
-if TYPE_CHECKING:
-    from probgen.models.bayesnet.network import BayesianNetwork
+__all__ = ["Expected", "Problem", "expect", "log_likelihood", "maximise"]
 
-__all__ = ["Complete", "Expected", "Open", "Problem", "codes_of", "count", "expect", "log_likelihood", "maximise"]
-
-Tables = Mapping[int, Tensor]  # the log-table of each distinct conditional over categories, by its key
-
-_NUMBERS = 1 << 22  # of a row-wise table that are held at once
 _DENSE = 1 << 26  # of a regression's weights, one a row and configuration
-
-
-@dataclass(frozen=True, eq=False)
-class Complete:
-    """Rows without gaps: counts say all about the tables, and nothing is summed out.
-
-    Arguments:
-        x: Cells (n, columns).
-        counts: Of each node whose family is all categories, by name, shaped as its table.
-        others: The other nodes.
-    """
-
-    x: Tensor
-    counts: dict[str, Tensor]
-    others: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Open:
-    """Rows with gaps that the same factors explain.
-
-    Arguments:
-        x: Cells (n, columns).
-        weights: How often each row stands in the data, shape (n,).
-        plan: Of the sum over open categories; None where there are none to sum.
-        codes: Categories (n, V).
-        nodes: What each factor of the plan stands for (see ``scoring.Scored``).
-        apart: The same of what has no categories: a number a row.
-        fillers: The tables of those factors that stand for nothing.
-    """
-
-    x: Tensor
-    weights: Tensor
-    plan: cliques.Plan | None
-    codes: Tensor
-    nodes: tuple[str | Component | None, ...]
-    apart: tuple[str | Component, ...]
-    fillers: Mapping[int, Tensor]
-
-
-Block = Complete | Open
 
 
 @dataclass(eq=False)
@@ -84,143 +38,30 @@ class Expected:
         into[key] = into[key] + value if key in into else value
 
 
-class Problem:
-    """A network and the rows that it learns from, sorted into blocks once.
-
-    Arguments:
-        net: Whose parameters are read at each call.
-        x: Checked rows (n, columns), NaN = missing at random.
-
-    Attributes:
-        conditionals: Each distinct one once, in column order; tied nodes share one.
-        keys: Of each node, which of them it uses.
-
-    Raises:
-        StructureError: missing cells without an exact sum, or too large a one.
-    """
-
-    def __init__(self, net: "BayesianNetwork", x: Tensor) -> None:
-        self.net, self.x = net, x
-        distinct = {id(c): c for c in map(net.conditional, net.variables)}
-        self.conditionals: list[Conditional] = list(distinct.values())
-        self.keys = {name: list(distinct).index(id(net.conditional(name))) for name in net.variables}
-        self.cards = net.cards
-        self.tabular = [name for name in net.variables if net.conditional(name).tabular]
-        self.scopes = {name: net.scopes[name] for name in net.variables}
-        self.blocks = self._blocks()
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    @property
-    def complete(self) -> bool:
-        return all(isinstance(block, Complete) for block in self.blocks)
-
-    def penalty(self) -> Tensor:
-        """Log prior of all parameters, in nats, up to a constant; a shared conditional counts once."""
-        return torch.stack([c.penalty() for c in self.conditionals]).sum()
-
-    def tables(self) -> dict[int, Tensor]:
-        return {key: c.log_table() for key, c in enumerate(self.conditionals) if c.tabular}
-
-    def _blocks(self) -> list[Block]:
-        if not has_gaps(self.x):
-            return [self._complete(self.x)]
-        gaps = self.x.isnan().any(1)
-        whole: list[Block] = [] if bool(gaps.all()) else [self._complete(self.x[~gaps])]
-        rest = self.x[gaps]
-        if len(self.cards) == self.x.shape[1]:
-            return whole + self._open(*distinct_rows(rest))
-        widest = max(math.prod(self.cards[v] for v in scope) for scope in self.scopes.values())
-        parts = rest.split(max(256, _NUMBERS // widest))
-        return whole + [b for part in parts for b in self._open(part, torch.ones(len(part), dtype=torch.float64))]
-
-    def _complete(self, x: Tensor) -> Complete:
-        codes = codes_of(self.net, x)
-        counts = {name: count(codes, self.scopes[name], self.cards) for name in self.tabular}
-        return Complete(x, counts, tuple(name for name in self.net.variables if name not in counts))
-
-    def _open(self, x: Tensor, weights: Tensor) -> list[Block]:
-        made: list[Block] = []
-        for group in groups(self.net, x):
-            found = group.scored
-            if found is None:
-                raise StructureError(
-                    f"{len(group.rows)} rows can not be learned from exactly: {group.obstacle}",
-                    "gaps that can be summed or integrated out: categories, and reals with LinearGaussian children",
-                    "Impute these cells, leave the column out, or give the node another conditional",
-                )
-            fillers = {i: found.tables[i] for i, node in enumerate(found.nodes) if node is None}
-            plan = found.plan if found.nodes else None
-            own = weights[group.rows]
-            made.append(Open(group.x, own, plan, found.codes.contiguous(), found.nodes, found.apart, fillers))
-        return made
-
-    def factor(self, node: str | Component, scope: tuple[int, ...], x: Tensor, tables: Tables) -> Tensor:
-        """The present log-table of a node, or one a row over a scope."""
-        if isinstance(node, Component):
-            return node.log_table(self.net, x)
-        key = self.keys[node]
-        return tables[key] if key in tables else table_of(self.net, x, node, scope)
-
-
-def distinct_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of codes, each once in order of its first coming, and how often each came."""
-    _, which, counts = (
-        torch.nan_to_num(x, nan=-1.0).to(torch.int32).unique(dim=0, return_inverse=True, return_counts=True)
-    )
-    first = torch.full((len(counts),), len(x)).scatter_reduce(0, which, torch.arange(len(x)), "amin")
-    order = first.argsort()
-    return x[first[order]].contiguous(), counts[order].to(torch.float64)
-
-
-def has_gaps(x: Tensor) -> bool:
-    """Whether any cell is NaN: its sum then is, which is the faster look."""
-    return bool(x.sum().isnan()) and bool(x.isnan().any())
-
-
-def codes_of(net: "BayesianNetwork", x: Tensor) -> Tensor:
-    """Levels of the categories, whole numbers (V, n) of few bytes, -1 where missing."""
-    columns = [net.index[name] for name in net.discrete]
-    x = x if len(columns) == x.shape[1] else x[:, columns]
-    x = x.nan_to_num(nan=-1.0) if has_gaps(x) else x
-    return x.to(torch.int16 if max(net.cards, default=0) < 2**15 else torch.int32).T.contiguous()
-
-
-def _places(codes: Tensor, scope: Sequence[int], cards: Sequence[int]) -> Tensor:
-    """Flat number of each row's configuration, (n,), 0 for an empty scope."""
-    wide = torch.int32 if math.prod(cards[v] for v in scope) < 2**31 else torch.int64
-    place = codes[scope[0]].to(wide, copy=True) if scope else torch.zeros(codes.shape[1], dtype=wide)
-    for v in scope[1:]:
-        place = place.mul_(cards[v]).add_(codes[v])
-    return place
-
-
-def count(codes: Tensor, scope: Sequence[int], cards: Sequence[int]) -> Tensor:
-    """How often each configuration of some categories occurs.
-
-    Arguments:
-        codes: Levels (V, n), whole numbers from 0.
-
-    Returns:
-        float64, one axis a variable of the scope.
-    """
-    shape = [cards[v] for v in scope]
-    counts = torch.bincount(_places(codes, scope, cards), minlength=math.prod(shape))
-    return counts.to(torch.float64).reshape(shape)
-
-
 # The E step
 
 
 def log_likelihood(problem: Problem) -> Tensor:
     """log p(observed cells) of all rows, 0-d, in nats; differentiable in all parameters."""
-    tables = problem.tables()
-    nats = [
-        _complete_nats(problem, block, tables) if isinstance(block, Complete) else _open_nats(problem, block, tables)
-        for block in problem.blocks
-    ]
+    tables, solved = problem.tables(), problem.normals.solve()
+    nats = list[Tensor]()
+    for block in problem.blocks:
+        if isinstance(block, Layout):
+            nats += _layout_nats(problem, block, tables, solved)
+        elif isinstance(block, Complete):
+            nats.append(_complete_nats(problem, block, tables))
+        else:
+            nats.append(_open_nats(problem, block, tables))
     return torch.stack(nats).sum()
+
+
+def _layout_nats(problem: Problem, block: Layout, tables: Tables, solved: Solved) -> list[Tensor]:
+    found = []
+    for _, sheet, factors, nats in block.products(solved, problem.named(tables)):
+        if sheet.plan is not None:
+            nats = nats + cliques.log_prob(sheet.plan, factors, sheet.codes, limit=problem.net.limit)
+        found.append(nats.sum())
+    return found
 
 
 def _complete_nats(problem: Problem, block: Complete, tables: Tables) -> Tensor:
@@ -261,10 +102,54 @@ def expect(problem: Problem) -> tuple[float, Expected]:
     Dempster, Laird and Rubin (1977); Lauritzen (1995) for networks.
     """
     found, tables, nats = Expected(), problem.tables(), 0.0
+    solved = problem.normals.solve()
     for block in problem.blocks:
-        how = _expect_complete if isinstance(block, Complete) else _expect_open
-        nats += how(problem, block, tables, found)  # type: ignore[arg-type]
+        if isinstance(block, Layout):
+            nats += _expect_layout(problem, block, tables, solved, found)
+        elif isinstance(block, Complete):
+            nats += _expect_complete(problem, block, tables, found)
+        else:
+            nats += _expect_open(problem, block, tables, found)
+    for name, moments in solved.totals().items():
+        found.add(found.moments, problem.keys[name], moments)
     return nats, found
+
+
+def _expect_layout(problem: Problem, block: Layout, tables: Tables, solved: Solved, found: Expected) -> float:
+    total = 0.0
+    weights: dict[int, list[Tensor]] = {id(shelf): [] for shelf in block.shelves}
+    for i, sheet, factors, nats in block.products(solved, problem.named(tables)):
+        ones, shares = torch.ones(len(nats), dtype=torch.float64), list[Tensor]()
+        if sheet.plan is not None:
+            inside, shares = cliques.expected(sheet.plan, factors, sheet.codes, ones, limit=problem.net.limit)
+            nats = nats + inside
+        total += float(nats.sum())
+        own = {id(node): share for node, share in zip(sheet.nodes, shares, strict=True)}
+        for node, share in zip(sheet.nodes, shares, strict=True):
+            if isinstance(node, str):
+                found.add(found.counts, problem.keys[node], share)
+        for shelf in block.shelves:
+            if len(target := shelf.targets[i]):
+                weights[id(shelf)].append(own.get(id(shelf), ones).reshape(len(ones), -1)[target])
+    for shelf in block.shelves:
+        for member, cells, share in shelf.returned(weights[id(shelf)]):
+            if isinstance(member, int):
+                solved.add(member, cells, share)
+            else:
+                cards = problem.net.conditional(member).cards
+                _collect_rows(problem, member, *cells, share.reshape(len(share), *cards), found)
+    return total
+
+
+def _collect_rows(problem: Problem, node: str, child: Tensor, parents: Tensor, share: Tensor, found: Expected) -> None:
+    """What rows with an observed real family say; ``share`` (n, *cards) is over all categories of the family."""
+    key, conditional = problem.keys[node], problem.net.conditional(node)
+    if isinstance(conditional, LinearGaussian):
+        u = _about_centre(conditional, child, parents)
+        weighted = share.reshape(len(u), -1).T[..., None] * u  # (K, n, q)
+        found.add(found.moments, key, weighted.mT @ u)
+    else:
+        found.rows.setdefault(key, []).append((child, parents, share))
 
 
 def _expect_complete(problem: Problem, block: Complete, tables: Tables, found: Expected) -> float:
@@ -366,10 +251,15 @@ def maximise_counts(conditional: Conditional, counts: Tensor, fill: bool) -> lis
 
 def _moments(conditional: LinearGaussian, child: Tensor, parents: Tensor, weights: Tensor) -> Tensor:
     """Sums of weight * u u' of rows without gaps by configuration, u = (1, real parents, child) about the centre."""
-    cells = torch.cat([conditional.inputs(parents), child[:, None]], 1) - conditional.centre
-    u = torch.cat([torch.ones(len(child), 1, dtype=child.dtype), cells], 1)
+    u = _about_centre(conditional, child, parents)
     out = torch.zeros(conditional.configurations, u.shape[1] ** 2, dtype=u.dtype)
     out.index_add_(
         0, conditional.configuration(parents), (weights[:, None, None] * u[:, :, None] * u[:, None]).flatten(1)
     )
     return out.reshape(-1, u.shape[1], u.shape[1])
+
+
+def _about_centre(conditional: LinearGaussian, child: Tensor, parents: Tensor) -> Tensor:
+    """u = (1, real parents, child) less the centre, (n, q)."""
+    cells = torch.cat([conditional.inputs(parents), child[:, None]], 1) - conditional.centre
+    return torch.cat([torch.ones(len(child), 1, dtype=child.dtype), cells], 1)

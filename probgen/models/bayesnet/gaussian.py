@@ -9,21 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from probgen.conditionals import Conditional, LinearGaussian
 from probgen.events import Category
-from probgen.models.bayesnet.normals import Normals
+from probgen.models.bayesnet.normals import Normals, Solved
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
-__all__ = ["Component", "Posterior", "components", "is_gaussian"]
+__all__ = ["Component", "Memory", "Posterior", "component", "components", "recall"]
 
 _LOG_2PI = 1.8378770664093453
-
-
-def is_gaussian(part: Conditional) -> bool:
-    """Whether a real node is linear in its real parents, with a normal residual."""
-    return isinstance(part, LinearGaussian)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +71,7 @@ class Component:
     @cached_property
     def configurations(self) -> dict[int, np.ndarray]:
         """The level of each discrete parent in each of the C configurations, (C,) a variable."""
-        grids = np.indices(self.cards).reshape(len(self.cards), -1)
+        grids = np.indices(self.cards).reshape(len(self.cards), -1) if self.cards else ()
         count = math.prod(self.cards)
         found = dict(zip(self.scope, grids, strict=True))
         return found | {v: np.full(count, level) for v, level in self.fixed}
@@ -91,25 +85,32 @@ class Component:
                 flat = flat * len(column.levels) + self.configurations[net.discrete.index(parent)]
         return flat
 
-    def log_table(self, net: "BayesianNetwork", x: Tensor, peak: bool = False) -> Tensor:
+    def solved(self, net: "BayesianNetwork", memory: "Memory | None" = None) -> tuple[Solved, int]:
+        """Joint normals at the present parameters, and its number among them; from ``memory`` if that has them."""
+        memory = {} if memory is None else memory
+        recall(net, [self], memory)
+        return memory[self]
+
+    def log_table(
+        self, net: "BayesianNetwork", x: Tensor, peak: bool = False, memory: "Memory | None" = None
+    ) -> Tensor:
         """log density of the observed cells with the latents integrated out, (n, *cards), in nats.
 
         Arguments:
             peak: With the latents at their joint mode given the observed ones instead of integrated out.
+            memory: Of one sweep over rows with the same parameters.
         """
-        normals = Normals(net, [self])
-        solved = normals.solve()
-        out = solved.density(0, normals.cells(0, x))
+        solved, i = self.solved(net, memory)
+        out = solved.density(i, solved.normals.cells(i, x))
         if peak:
-            out = out - 0.5 * (solved.log_det_left(0) + len(self.latents) * _LOG_2PI)
+            out = out - 0.5 * (solved.log_det_left(i) + len(self.latents) * _LOG_2PI)
         return out.reshape(len(x), *self.cards)
 
-    def posterior(self, net: "BayesianNetwork", x: Tensor) -> Posterior:
+    def posterior(self, net: "BayesianNetwork", x: Tensor, memory: "Memory | None" = None) -> Posterior:
         """The latents given the observed cells and each configuration."""
-        normals = Normals(net, [self])
-        solved = normals.solve()
-        means = solved.means(0, normals.cells(0, x)).permute(2, 0, 1)
-        return Posterior(means + normals.shift[[net.index[n] for n in self.latents]], solved.left(0))
+        solved, i = self.solved(net, memory)
+        means = solved.means(i, solved.normals.cells(i, x)).permute(2, 0, 1)
+        return Posterior(means + solved.normals.shift[[net.index[n] for n in self.latents]], solved.left(i))
 
     def second_moments(self, net: "BayesianNetwork", x: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """What the M step of each node's regression needs.
@@ -122,10 +123,20 @@ class Component:
             By node, (K, q, q) over the K configurations of its own discrete parents: sums of weight * E[u u'], where
             u = (1, real parents, child), less ``LinearGaussian.centre``.
         """
-        normals = Normals(net, [self])
-        solved = normals.solve()
-        solved.add(0, normals.cells(0, x), weights.reshape(len(x), -1))
+        solved, i = self.solved(net)
+        solved.add(i, solved.normals.cells(i, x), weights.reshape(len(x), -1))
         return solved.totals()
+
+
+Memory = dict[Component, tuple[Solved, int]]  # of components at the parameters of one call: where, and which
+
+
+def recall(net: "BayesianNetwork", parts: Sequence[Component], memory: Memory) -> None:
+    """Solves components that are not in memory yet, all at once."""
+    fresh = [part for part in dict.fromkeys(parts) if part not in memory]
+    if fresh:
+        solved = Normals(net, fresh).solve()
+        memory.update({part: (solved, i) for i, part in enumerate(fresh)})
 
 
 def components(net: "BayesianNetwork", latents: Sequence[str], families: Sequence[str]) -> list[Component]:
@@ -140,11 +151,12 @@ def components(net: "BayesianNetwork", latents: Sequence[str], families: Sequenc
         if name != min(group[name], key=latents.index):
             continue
         own = [n for n in families if group[name] & {*net.parents[n], n}]
-        found.append(_component(net, [n for n in own if n in group], [n for n in own if n not in group]))
+        found.append(component(net, [n for n in own if n in group], [n for n in own if n not in group]))
     return found
 
 
-def _component(net: "BayesianNetwork", latents: Sequence[str], observed: Sequence[str]) -> Component:
+def component(net: "BayesianNetwork", latents: Sequence[str], observed: Sequence[str]) -> Component:
+    """The component of some latents and the observed nodes below them, each parents first."""
     parents = {p for name in (*latents, *observed) for p in net.parents[name]}
     scope = [v for v, name in enumerate(net.discrete) if name in parents]
     cards = [len(net.event.columns[net.discrete[v]].levels) for v in scope]  # type: ignore[attr-defined]

@@ -13,7 +13,9 @@ from probgen import cliques
 from probgen.conditionals import Point
 from probgen.errors import ParameterError
 from probgen.logprob import Kind, LogProb
+from probgen.models.bayesnet.bundles import Layout, Shelf, portions
 from probgen.models.bayesnet.gaussian import Component
+from probgen.models.bayesnet.normals import Normals
 from probgen.models.bayesnet.queries import draws
 from probgen.models.bayesnet.scoring import Group, Scored, affordable, cells_of, groups, measure, some_rows, summed
 from probgen.models.bayesnet.weighting import check_samples, judged, stream, streams
@@ -94,14 +96,48 @@ def log_prob(
 ) -> LogProb:
     """Of checked rows: exact, or a lower bound, or a refusal, row by row."""
     parts, places = list[LogProb](), list[Tensor]()
-    for group in groups(net, x):
+    left = torch.arange(len(x))
+    if len(net.discrete) < len(net.variables):
+        solved = list(_bundled(net, x))
+        parts += [part for _, part in solved]
+        places += [rows for rows, _ in solved]
+        left = left[~torch.isin(left, torch.cat(places))] if places else left
+    for group in groups(net, x[left]) if len(left) or not parts else ():
         for rows, part in _answers(net, group, generator, weighting):
             parts.append(part)
-            places.append(rows)
+            places.append(left[rows])
     if any(part.diagnostics for part in parts):
         parts = [part if part.diagnostics else part.replace(diagnostics=_nothing_drawn(len(part))) for part in parts]
     found = parts[0] if len(parts) == 1 else LogProb.concat(parts)[torch.cat(places).argsort().numpy()]
     return found.replace(measure=measure(net)) if any(isinstance(part, Point) for part in net.parts) else found
+
+
+def _bundled(net: "BayesianNetwork", x: Tensor) -> Iterator[tuple[Tensor, LogProb]]:
+    """The rows with an exact sum of bounded size, many patterns of gaps at once."""
+    first, tables = (
+        0,
+        {name: net.conditional(name).log_table() for name in net.variables if net.conditional(name).tabular},
+    )
+    for portion in portions(net, x):
+        known: dict[Component, int] = {}
+        layout = Layout(net, portion, known)
+        normals = Normals(net, list(known))
+        layout.bind(normals)
+        for _, sheet, factors, nats in layout.products(normals.solve(), tables):
+            rows = torch.arange(len(sheet.rows))
+            if sheet.plan is not None:
+                codes = sheet.codes
+                if sheet.plan.cost().entries > net.limit:
+                    rows = (cliques.row_cost(sheet.plan, codes) <= net.limit).nonzero()[:, 0]
+                    factors = [
+                        f[rows] if isinstance(n, Shelf) else f for n, f in zip(sheet.nodes, factors, strict=True)
+                    ]
+                    codes, nats = codes[rows], nats[rows]
+                nats = nats + cliques.log_prob(sheet.plan, factors, codes, limit=net.limit)
+            if len(rows):
+                by = _TREE + ", Gaussian integrals" * sheet.integrals
+                yield sheet.rows[rows] + first, LogProb(Kind.EXACT, nats, by=by)
+        first += len(portion)
 
 
 def _nothing_drawn(n: int) -> dict[str, np.ndarray]:

@@ -175,14 +175,6 @@ class BayesianNetwork(GenerativeModel):
         self._check_learned()
         return self.n_params * math.log(self.n_rows) - 2 * self.log_likelihood
 
-    @property
-    def n_rows(self) -> int:
-        return self._n_rows
-
-    @n_rows.setter
-    def n_rows(self, n: float) -> None:
-        self._n_rows = int(n)  # a card holds a float
-
     def _check_learned(self) -> None:
         if not self.n_rows:
             raise NotFittedError(

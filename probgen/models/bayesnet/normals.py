@@ -3,7 +3,6 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -111,28 +110,27 @@ class _Stack:
             list(dict.fromkeys(p for n in part.nodes for p in normals.real[n] if p not in part.nodes)) for part in parts
         ]
         B, C, k, E = len(parts), math.prod(first.cards), len(first.nodes), max(map(len, beyond))
-        self.loc, self.scale = np.zeros((B, C, k), dtype=np.int64), np.zeros((B, C, k), dtype=np.int64)
-        self.linear = np.zeros((B, C, k, k + E), dtype=np.int64)
-        self.outside, self.size = np.zeros((B, E), dtype=np.int64), 1 + E + k
-        self.seen = np.array([[net.index[n] for n in part.observed] for part in parts], dtype=np.int64).reshape(B, -1)
+        loc, scale = np.zeros((B, C, k), dtype=np.int64), np.zeros((B, C, k), dtype=np.int64)
+        linear, outside = np.zeros((B, C, k, k + E), dtype=np.int64), np.zeros((B, E), dtype=np.int64)
+        self.size = 1 + E + k
+        seen = np.array([[net.index[n] for n in part.observed] for part in parts], dtype=np.int64).reshape(B, -1)
         sources, targets = [], []
         for b, (part, others) in enumerate(zip(parts, beyond, strict=True)):
-            self.outside[b, : len(others)] = [net.index[n] for n in others]
+            outside[b, : len(others)] = [net.index[n] for n in others]
             at = {name: i for i, name in enumerate((*part.nodes, *others))}
             for i, name in enumerate(part.nodes):
                 which, start = part.configuration(net, name), normals.starts[name]
                 offset, wide, q = normals.blocks[name]
                 places = [at[p] for p in normals.real[name]]
-                self.loc[b, :, i], self.scale[b, :, i] = start + which, start + wide + which
-                weights = start + 2 * wide + which[:, None] * (q - 2) + np.arange(q - 2)
-                self.linear[b, :, i, places] = weights.T
+                loc[b, :, i], scale[b, :, i] = start + which, start + wide + which
+                linear[b, :, i, places] = (start + 2 * wide + which[:, None] * (q - 2) + np.arange(q - 2)).T
                 family = np.array([0, *(p + 1 + E if p < k else p - k + 1 for p in (*places, i))])
                 inner = (family[:, None] * self.size + family).reshape(-1)
                 sources.append(((b * C + np.arange(C))[:, None] * self.size**2 + inner).reshape(-1))
                 targets.append((offset + which[:, None] * q * q + np.arange(q * q)).reshape(-1))
-        self.loc, self.scale, self.linear = map(torch.from_numpy, (self.loc, self.scale, self.linear))
-        self.source, self.target = (torch.from_numpy(np.concatenate(parts)) for parts in (sources, targets))
-        self.outside, self.seen = torch.from_numpy(self.outside), torch.from_numpy(self.seen)
+        self.loc, self.scale, self.linear = map(torch.from_numpy, (loc, scale, linear))
+        self.outside, self.seen = torch.from_numpy(outside), torch.from_numpy(seen)
+        self.source, self.target = (torch.from_numpy(np.concatenate(own)) for own in (sources, targets))
 
 
 class _Split:
@@ -174,15 +172,12 @@ class _Split:
         self.log_scale = (scale.log().sum(-1) - 0.5 * log_det + 0.5 * seen.shape[-1] * _LOG_2PI).unbind()
 
 
-@dataclass(frozen=True, eq=False)
 class Solved:
     """Components at some parameters: densities, posteriors, and the moments that are gathered from them."""
 
-    normals: Normals
-    splits: list[_Split]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "moments", {})
+    def __init__(self, normals: Normals, splits: list[_Split]) -> None:
+        self.normals, self.splits = normals, splits
+        self.moments: dict[int, Tensor] = {}
 
     def _at(self, i: int) -> tuple[_Split, int, int]:
         s, b = self.normals.place[i]
@@ -224,7 +219,6 @@ class Solved:
 
     def add(self, i: int, cells: Cells, weights: Tensor) -> None:
         """Gathers second moments of z = (1, outside, latents, observed) of rows, weights (n, C), for ``totals``."""
-        moments: dict[int, Tensor] = self.__dict__["moments"]
         split, b, hidden = self._at(i)
         first = cells[0].shape[1]
         rows = max(1, _ENTRIES // (weights.shape[1] * (first + hidden + cells[1].shape[1])))
@@ -234,11 +228,11 @@ class Solved:
             z = torch.cat([given.T.expand(*wide), latents, own.T.expand(*wide)], 1)
             found = (z * w.T[:, None]) @ z.mT
             found[:, first : first + hidden, first : first + hidden] += w.sum(0)[:, None, None] * split.left[b]
-            moments[i] = moments[i] + found if i in moments else found
+            self.moments[i] = self.moments[i] + found if i in self.moments else found
 
     def totals(self) -> dict[str, Tensor]:
         """By node (K, q, q): sums of weight * E[u u'], u = (1, real parents, child) less ``LinearGaussian.centre``."""
-        normals, moments = self.normals, self.__dict__["moments"]
+        normals, moments = self.normals, self.moments
         flat = torch.zeros(normals.filled, dtype=torch.float64)
         for stack, split in zip(normals.stacks, self.splits, strict=True):
             nothing = torch.zeros(len(split.left[0]), stack.size, stack.size, dtype=torch.float64)

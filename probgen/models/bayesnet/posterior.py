@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probgen.conditionals import Conditional, Tabular
 from probgen.errors import DataError, NotFittedError, ParameterError, StructureError
-from probgen.models.bayesnet.em import codes_of, count
+from probgen.models.bayesnet.problem import codes_of, count
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from probgen import cliques, frames
 from probgen.errors import ParameterError, StructureError, nearest
-from probgen.models.bayesnet.gaussian import Component
+from probgen.models.bayesnet.gaussian import Component, Memory
 from probgen.models.bayesnet.scoring import Group, Scored, affordable, cells_of, groups, impossible, is_category, summed
 
 if TYPE_CHECKING:
@@ -103,10 +103,11 @@ def conditional_sample(net: "BayesianNetwork", given: Tensor, n: int, generator:
         ZeroEvidenceError: a condition of probability zero.
         StructureError: a condition without exact draws, or beyond the limits.
     """
-    asked = _exact_groups(net, given, np.arange(len(given)), "sample")
+    memory: Memory = {}
+    asked = _exact_groups(net, given, np.arange(len(given)), "sample", memory)
     out = torch.empty(len(given), n, len(net.variables), dtype=torch.float64)
     for group, found in asked:
-        cells = draws(net, group.x, found, n, generator).reshape(len(group.x) * n, -1)
+        cells = draws(net, group.x, found, n, generator, memory).reshape(len(group.x) * n, -1)
         for name in found.loose:
             cells[:, net.index[name]] = net.conditional(name).sample(cells_of(net, cells, name)[1], generator)
         out[group.rows] = cells.reshape(len(group.x), n, -1)
@@ -114,7 +115,9 @@ def conditional_sample(net: "BayesianNetwork", given: Tensor, n: int, generator:
 
 
 @torch.no_grad()
-def draws(net: "BayesianNetwork", x: Tensor, found: Scored, n: int, generator: torch.Generator) -> Tensor:
+def draws(
+    net: "BayesianNetwork", x: Tensor, found: Scored, n: int, generator: torch.Generator, memory: Memory | None = None
+) -> Tensor:
     """Rows (g, columns) with exact draws of what is summed and integrated out, (g, n, columns); the rest is left."""
     g = len(x)
     codes = found.codes[:, None].expand(-1, n, -1)
@@ -124,7 +127,7 @@ def draws(net: "BayesianNetwork", x: Tensor, found: Scored, n: int, generator: t
     for v, name in enumerate(net.discrete):
         cells[..., net.index[name]] = codes[..., v]
     for part in _components(found):
-        left = part.posterior(net, x)
+        left = part.posterior(net, x, memory)
         which = _which(part, codes)
         values, vectors = torch.linalg.eigh(left.covariance)
         root = vectors * values.clamp(min=0).sqrt()[:, None]
@@ -146,10 +149,12 @@ def _which(part: Component, codes: Tensor) -> Tensor:
     return flat
 
 
-def _exact_groups(net: "BayesianNetwork", x: Tensor, keys: np.ndarray, verb: str) -> list[tuple[Group, Scored]]:
+def _exact_groups(
+    net: "BayesianNetwork", x: Tensor, keys: np.ndarray, verb: str, memory: Memory
+) -> list[tuple[Group, Scored]]:
     """Rows as factors over everything that is missing; raises where a row is impossible, too large or not exact."""
     asked = []
-    for group in groups(net, x, complete=True):
+    for group in groups(net, x, complete=True, memory=memory):
         if group.scored is None:
             raise StructureError(
                 f"{verb} of row {keys[int(group.rows[0])]}: {group.obstacle}",
@@ -178,12 +183,13 @@ def marginals(net: "BayesianNetwork", x: Tensor, keys: np.ndarray) -> Marginals:
     probs = {name: np.empty((n, len(own))) for name, own in levels.items()}
     real = [name for name in net.variables if name not in levels]
     mean, sd = ({name: np.empty(n) for name in real} for _ in range(2))
-    for group, found in _exact_groups(net, x, keys, "marginals"):
+    memory: Memory = {}
+    for group, found in _exact_groups(net, x, keys, "marginals", memory):
         rows = group.rows.numpy()
         found, extra = _with_leaves(net, group, found)
         for name, own in _of_categories(net, found).items():
             probs[name][rows] = own
-        for name, (centre, spread) in _of_reals(net, group, found, extra).items():
+        for name, (centre, spread) in _of_reals(net, group, found, extra, memory).items():
             mean[name][rows], sd[name][rows] = centre, spread
     return Marginals(levels, probs, mean, sd, keys)
 
@@ -228,7 +234,7 @@ def _of_categories(net: "BayesianNetwork", found: Scored) -> dict[str, np.ndarra
 
 
 def _of_reals(
-    net: "BayesianNetwork", group: Group, found: Scored, extra: dict[str, int | None]
+    net: "BayesianNetwork", group: Group, found: Scored, extra: dict[str, int | None], memory: Memory
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Means and standard deviations: of mixtures over the configurations of the categories above."""
     g, moments = len(group.x), {}
@@ -243,7 +249,7 @@ def _of_reals(
         weights = (
             counts[found.nodes.index(part)].reshape(g, -1) if part.scope else torch.ones(g, 1, dtype=torch.float64)
         )
-        left = part.posterior(net, group.x)
+        left = part.posterior(net, group.x, memory)
         for i, name in enumerate(part.latents):
             moments[name] = _mixed(weights, left.mean[..., i], left.covariance[:, i, i].expand(g, -1))
     for name, place in extra.items():
@@ -268,19 +274,20 @@ def _mixed(weights: Tensor, means: Tensor, variances: Tensor) -> tuple[np.ndarra
 def mpe(net: "BayesianNetwork", x: Tensor, keys: np.ndarray) -> Tensor:
     """Rows with every gap filled by the joint mode of what is missing, shape (n, columns)."""
     out = x.clone()
-    for group, found in _exact_groups(net, x, keys, "mpe"):
+    memory: Memory = {}
+    for group, found in _exact_groups(net, x, keys, "mpe", memory):
         if found.loose:
             raise StructureError(
                 f"The most probable value of {found.loose[0]!r}", "categories and linear Gaussians",
                 f"Give it a value; marginals(x)[{found.loose[0]!r}] tells what it may be",
             )  # fmt: skip
-        out[group.rows] = _best(net, group, found)
+        out[group.rows] = _best(net, group, found, memory)
     return out
 
 
-def _best(net: "BayesianNetwork", group: Group, found: Scored) -> Tensor:
+def _best(net: "BayesianNetwork", group: Group, found: Scored, memory: Memory) -> Tensor:
     tables = [
-        node.log_table(net, group.x, peak=True) if isinstance(node, Component) else table
+        node.log_table(net, group.x, peak=True, memory=memory) if isinstance(node, Component) else table
         for node, table in zip(found.nodes, found.tables, strict=True)
     ]
     cells, codes = group.x.clone(), found.codes
@@ -288,6 +295,6 @@ def _best(net: "BayesianNetwork", group: Group, found: Scored) -> Tensor:
         codes, _ = cliques.mpe(found.plan, tables, found.codes, limit=net.limit)
         cells[:, [net.index[name] for name in net.discrete]] = codes
     for part in _components(found):
-        means = part.posterior(net, group.x).mean[torch.arange(len(cells)), _which(part, codes)]
+        means = part.posterior(net, group.x, memory).mean[torch.arange(len(cells)), _which(part, codes)]
         cells[:, [net.index[name] for name in part.latents]] = means
     return cells

@@ -13,18 +13,18 @@ from probgen import cliques
 from probgen.conditionals import Point
 from probgen.errors import StructureError, ZeroEvidenceError
 from probgen.events import Category, Count, Table
-from probgen.models.bayesnet import graph
-from probgen.models.bayesnet.gaussian import Component, components, is_gaussian
+from probgen.models.bayesnet.gaussian import Component, Memory, components, recall
+from probgen.models.bayesnet.patterns import Roles, roles, watched
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
 
 __all__ = [
-    "Group", "Roles", "Scored", "affordable", "cells_of", "groups", "impossible", "is_category", "measure", "scored",
-    "some_rows", "summed", "whole_plan",
+    "FEW", "Group", "Scored", "affordable", "cells_of", "groups", "impossible", "is_category", "measure", "scored",
+    "settled", "some_rows", "summed", "whole_plan",
 ]  # fmt: skip
 
-_FEW = 256  # configurations of discrete parents that are tabled whether or not they are observed
+FEW = 256  # configurations of discrete parents that are tabled whether or not they are observed
 _NUMBERS = 1 << 22  # of the tables of a portion of rows
 
 
@@ -75,25 +75,6 @@ class Group:
     rest: Scored | None = None
 
 
-@dataclass(frozen=True)
-class Roles:
-    """What one pattern of missing cells makes of the nodes.
-
-    Arguments:
-        factors: Nodes whose conditional is a factor of its own.
-        latents: Missing real nodes that are integrated out.
-        families: Real nodes with a latent in their family, latents included.
-        loose: Left out.
-        late: Those that make an exact sum impossible.
-    """
-
-    factors: tuple[str, ...]
-    latents: tuple[str, ...]
-    families: tuple[str, ...]
-    loose: tuple[str, ...]
-    late: tuple[str, ...]
-
-
 def whole_plan(net: "BayesianNetwork") -> cliques.Plan:
     """The plan of rows whose real cells are all observed."""
     heads = [scope[-1] if is_category(net, name) else -1 for name, scope in net.scopes.items() if scope]
@@ -119,28 +100,53 @@ def scored(net: "BayesianNetwork", x: Tensor) -> Scored:
     return found[0].scored
 
 
-def groups(net: "BayesianNetwork", x: Tensor, complete: bool = False) -> Iterator[Group]:
+def groups(net: "BayesianNetwork", x: Tensor, complete: bool = False, memory: Memory | None = None) -> Iterator[Group]:
     """Rows taken apart by what their gaps make of the nodes.
 
     Arguments:
         complete: Whether missing real nodes with nothing observed below them are integrated out, too, not left out.
+        memory: Keeps the components' joint normals, while the parameters stay.
     """
+    memory = {} if memory is None else memory
     every = torch.arange(len(x))
     if len(net.discrete) == len(net.variables):
         shared = [part.log_table() for part in net.parts]  # type: ignore[operator]
         yield Group(every, x, Scored(net.plan, shared, x, x.new_zeros(len(x)), net.variables))
         return
-    x = _settled(net, x)
-    watched = _watched(net)
-    patterns, which = x[:, watched].isnan().unique(dim=0, return_inverse=True)
+    x = settled(net, x)
+    columns = watched(net)
+    patterns, which = x[:, columns].isnan().unique(dim=0, return_inverse=True)
+    gaps = np.zeros((len(patterns), len(net.variables)), dtype=bool)
+    gaps[:, columns] = patterns.numpy()
+    found = roles(net, gaps, complete)
     tables = {name: net.conditional(name).log_table() for name in net.variables if net.conditional(name).tabular}
-    for i, pattern in enumerate(patterns.tolist()):
-        rows = (which == i).nonzero()[:, 0]
-        gaps = {net.variables[c] for c, gap in zip(watched, pattern, strict=True) if gap}
-        yield from _of_pattern(net, x, rows, roles(net, gaps, complete), tables)
+    roles_of = [_Pattern.of(net, found, i) for i in range(len(patterns))]
+    parts = [components(net, own.latents, own.families) for own in roles_of]
+    few = min(FEW, net.configurations)
+    recall(net, [part for own in parts for part in own if part.size(net, {}) <= few], memory)
+    for i, own in enumerate(roles_of):
+        yield from _of_pattern(net, x, (which == i).nonzero()[:, 0], own, parts[i], tables, memory)
 
 
-def _settled(net: "BayesianNetwork", x: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Pattern:
+    """The roles of one pattern, see ``patterns.Roles``; latents, families and late ones parents first."""
+
+    factors: tuple[str, ...]
+    latents: tuple[str, ...]
+    families: tuple[str, ...]
+    loose: tuple[str, ...]
+    late: tuple[str, ...]
+
+    @classmethod
+    def of(cls, net: "BayesianNetwork", found: Roles, i: int) -> "_Pattern":
+        rank = {name: place for place, name in enumerate(net.order)}
+        names = {role: found.names(net, i, role) for role in ("latents", "families", "loose", "late")}
+        ordered = {role: tuple(sorted(own, key=rank.__getitem__)) for role, own in names.items()}
+        return cls(factors=found.names(net, i, "factors"), **ordered)
+
+
+def settled(net: "BayesianNetwork", x: Tensor) -> Tensor:
     """Rows in which real nodes that an intervention has set are no longer missing."""
     values = {
         net.index[n]: p.value for n in net.variables if isinstance(p := net.conditional(n), Point) and not p.discrete
@@ -151,56 +157,15 @@ def _settled(net: "BayesianNetwork", x: Tensor) -> Tensor:
     return x
 
 
-def _watched(net: "BayesianNetwork") -> list[int]:
-    """Columns whose gaps decide what becomes of real nodes: these, and all that hangs below them."""
-    real = [name for name in net.variables if not is_category(net, name)]
-    below = graph.descendants(net.parents, real)
-    return [i for i, name in enumerate(net.variables) if name in below]
-
-
-def roles(net: "BayesianNetwork", gaps: set[str], complete: bool) -> Roles:
-    """What the nodes become where some of the watched ones are missing; categories elsewhere may be missing or not."""
-    real = {name for name in net.variables if not is_category(net, name)}
-    watched = graph.descendants(net.parents, real)
-    needed = graph.ancestors(net.parents, watched - gaps)
-    loose: set[str] = set()
-    for name in net.order:
-        if name not in gaps or name in needed:
-            continue
-        unknown = loose | (set() if name in real else gaps & real)
-        dropped = name in real and not (complete and is_gaussian(net.conditional(name)))
-        if dropped or unknown & set(net.parents[name]):
-            loose.add(name)
-    late, latents = _late(net, gaps, real, loose)
-    apart = loose | set(late)
-    families = [n for n in net.order if n in real - apart and (n in latents or latents & set(net.parents[n]))]
-    factors = [n for n in net.variables if n not in apart and n not in families]
-    ordered = [n for n in net.order if n in latents]
-    return Roles(tuple(factors), tuple(ordered), tuple(families), tuple(n for n in net.order if n in loose), late)
-
-
-def _late(net: "BayesianNetwork", gaps: set[str], real: set[str], loose: set[str]) -> tuple[tuple[str, ...], set[str]]:
-    """Nodes that no exact sum holds, and the missing reals that one does."""
-    late: list[str] = []
-    unknown: set[str] = set()
-    latents: set[str] = set()
-    for name in net.order:
-        own = set(net.parents[name])
-        odd = name not in real or not is_gaussian(net.conditional(name))
-        if name in loose:
-            continue
-        if own & unknown or (odd and (name in gaps & real or own & latents)):
-            late.append(name)
-            unknown |= {name} & gaps
-        elif name in gaps & real:
-            latents.add(name)
-    return tuple(late), latents
-
-
 def _of_pattern(
-    net: "BayesianNetwork", x: Tensor, rows: Tensor, found: Roles, tables: Mapping[str, Tensor]
+    net: "BayesianNetwork",
+    x: Tensor,
+    rows: Tensor,
+    found: _Pattern,
+    parts: Sequence[Component],
+    tables: Mapping[str, Tensor],
+    memory: Memory,
 ) -> Iterator[Group]:
-    parts = components(net, found.latents, found.families)
     for some, seen in _by_parents(net, x, rows, parts):
         cells = x[some]
         size = max((part.size(net, seen) for part in parts), default=1)
@@ -211,19 +176,19 @@ def _of_pattern(
         given = [part.given(seen) for part in parts]
         each = sum(math.prod(part.cards) for part in given)
         for portion, scopes in _by_gaps(net, x, some, [n for n in found.factors if n not in tables], each):
-            yield _group(net, x, portion, found, given, tables, scopes)
+            yield _group(net, x, portion, found, given, tables, scopes, memory)
 
 
 def _group(
-    net: "BayesianNetwork", x: Tensor, rows: Tensor, found: Roles, parts: Sequence[Component],
-    tables: Mapping[str, Tensor], scopes: Mapping[str, tuple[int, ...]],
+    net: "BayesianNetwork", x: Tensor, rows: Tensor, found: _Pattern, parts: Sequence[Component],
+    tables: Mapping[str, Tensor], scopes: Mapping[str, tuple[int, ...]], memory: Memory,
 ) -> Group:  # fmt: skip
     cells = x[rows]
     size = max((_size(net, scope) for scope in scopes.values()), default=1)
-    if size > max(net.configurations, _FEW):
+    if size > max(net.configurations, FEW):
         why = f"{size} configurations of missing discrete parents, the limit is {net.configurations}"
         return Group(rows, cells, None, why, large=True)
-    product = _factors(net, cells, found, parts, tables, scopes)
+    product = _factors(net, cells, found, parts, tables, scopes, memory)
     if not found.late:
         return Group(rows, cells, product)
     names = ", ".join(map(repr, found.late[:4]))
@@ -243,7 +208,7 @@ def _by_gaps(
     Where a node has many configurations, only its missing categories are tabled: rows are taken apart by these gaps.
     ``each`` is how many numbers a row has besides.
     """
-    wide = [name for name in nodes if _size(net, net.scopes[name]) > _FEW]
+    wide = [name for name in nodes if _size(net, net.scopes[name]) > FEW]
     watched = sorted({v for name in wide for v in net.scopes[name]})
     gaps = x[rows][:, [net.index[net.discrete[v]] for v in watched]].isnan()
     same = (gaps[:1], torch.zeros(len(rows), dtype=torch.int64))
@@ -260,7 +225,7 @@ def _by_parents(
     net: "BayesianNetwork", x: Tensor, rows: Tensor, parts: Sequence[Component]
 ) -> Iterator[tuple[Tensor, dict[int, int]]]:
     """Rows, and the levels of discrete parents that they share; apart only where tabling all of them costs too much."""
-    wide = [part for part in parts if part.size(net, {}) > min(_FEW, net.configurations)]
+    wide = [part for part in parts if part.size(net, {}) > min(FEW, net.configurations)]
     if not wide:
         yield rows, {}
         return
@@ -272,8 +237,8 @@ def _by_parents(
 
 
 def _factors(
-    net: "BayesianNetwork", x: Tensor, found: Roles, parts: Sequence[Component],
-    tables: Mapping[str, Tensor], scopes: Mapping[str, tuple[int, ...]],
+    net: "BayesianNetwork", x: Tensor, found: _Pattern, parts: Sequence[Component],
+    tables: Mapping[str, Tensor], scopes: Mapping[str, tuple[int, ...]], memory: Memory,
 ) -> Scored:  # fmt: skip
     made = _Product(net, x)
     for name in found.factors:
@@ -282,7 +247,7 @@ def _factors(
         child = net.scopes[name][-1] if is_category(net, name) else -1
         made.put(name, scope, table, child if child in scope else -1)
     for part in parts:
-        made.put(part, part.scope, part.log_table(net, x), -1)
+        made.put(part, part.scope, part.log_table(net, x, memory=memory), -1)
     for name in (*found.loose, *found.late):
         if is_category(net, name) and bool(x[0, net.index[name]].isnan()):
             made.fill(net.discrete.index(name))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from probgen.conditionals import Conditional
 from probgen.emissions.emission import column_moments, start_responsibilities
 from probgen.models.bayesnet import graph
-from probgen.models.bayesnet.em import codes_of, count
+from probgen.models.bayesnet.problem import codes_of, count
 from probgen.models.bayesnet.scoring import is_category
 
 if TYPE_CHECKING:
