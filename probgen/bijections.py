@@ -156,7 +156,7 @@ class SplineFlow(nn.Module):
         self.of = nn.ModuleList(_Layer(order, autoregressive, context, bins, hidden) for order in orders)
 
     def forward(self, context: Tensor | None = None) -> Transform:
-        """The map from cells (..., features) to as many normal numbers; ``.call_and_ladj`` gives both, ``.inv`` back."""
+        """The map from cells (..., features) to normal numbers; ``.call_and_ladj`` gives both, ``.inv`` is back."""
         return _zuko.ComposedTransform(*(layer(context) for layer in self.of))
 
 
@@ -201,7 +201,6 @@ class CellFlow(Transform):
 
     def log_abs_det_jacobian(self, z: Tensor, x: Tensor) -> Tensor:
         return -(self._last[1] if self._last[0] is x else self._both(x)[1])
-
 
 
 @dataclass(frozen=True)

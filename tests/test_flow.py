@@ -109,7 +109,7 @@ def warm(p):
 # Densities
 
 
-BOXES = {"real": (-30.0, 36.0, 1100), "unit": (0.0, 1.0, 900)}
+BOXES = {"real": (-9.0, 15.0, 240), "unit": (0.0, 1.0, 240)}
 
 
 @structures
@@ -117,20 +117,21 @@ BOXES = {"real": (-30.0, 36.0, 1100), "unit": (0.0, 1.0, 900)}
 def test_a_flow_over_the_plane_integrates_to_one(name, structure):
     model = fitted(name, structure)
     points, area = box(*BOXES[name])
-    total = np.exp(model.log_prob(points).nats).sum() * area
-    assert total == pytest.approx(1, abs=2e-3)
-    assert total / float(model.standardise.spread[0]) != pytest.approx(1, abs=0.05)  # a log-determinant forgotten
+    nats = model.log_prob(points).nats
+    assert np.exp(nats).sum() * area == pytest.approx(1, abs=2e-3)
+    forgotten = model.standardise(torch.as_tensor(points))[1].numpy()  # the twin: without a log-determinant
+    assert np.exp(nats - forgotten).sum() * area != pytest.approx(1, abs=0.1)
 
 
 @structures
 def test_a_flow_over_positive_cells_integrates_to_one(structure):
     model = fitted("positive", structure)
-    logs, area = box(-16.0, 16.0, 1100)
+    logs, area = box(-8.0, 8.0, 240)
     assert (density(model, np.exp(logs)) * np.exp(logs.sum(1))).sum() * area == pytest.approx(1, abs=2e-3)
 
 
 def test_a_flow_of_single_numbers_integrates_to_one():
-    x = np.linspace(-40, 40, 200_001)
+    x = np.linspace(-10, 10, 20_001)
     assert np.trapezoid(np.exp(fitted("single").log_prob(x).nats), x) == pytest.approx(1, abs=1e-6)
 
 
@@ -141,20 +142,20 @@ def test_masses_of_all_levels_sum_to_one(name):
 
 
 def test_masses_of_rounded_reals_sum_to_one():
-    side = np.arange(-30, 31) * 0.5
+    side = np.arange(-11, 12) * 0.5
     points = np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
-    assert masses(fitted("rounded"), points, n=16).sum() == pytest.approx(1, abs=2e-3)
+    assert masses(fitted("rounded"), points, n=12).sum() == pytest.approx(1, abs=2e-3)
 
 
 def test_masses_of_counts_sum_to_one():
-    assert masses(fitted("count"), np.arange(200)[:, None], n=400).sum() == pytest.approx(1, abs=1e-4)
+    assert masses(fitted("count"), np.arange(60)[:, None], n=400).sum() == pytest.approx(1, abs=1e-4)
 
 
 def test_a_mixed_table_integrates_over_reals_and_sums_over_the_rest_to_one():
     model, total = fitted("table"), 0.0
-    a = np.linspace(-12, 12, 301)
-    noise = torch.special.ndtri((torch.cartesian_prod(*[torch.arange(12, dtype=torch.float64)] * 2) + 0.5) / 12)
-    for colour, visits in itertools.product(range(2), range(40)):
+    a = np.linspace(-6, 6, 91)
+    noise = torch.special.ndtri((torch.cartesian_prod(*[torch.arange(6, dtype=torch.float64)] * 2) + 0.5) / 6)
+    for colour, visits in itertools.product(range(2), range(24)):
         rows = torch.tensor(np.column_stack([a, np.full_like(a, colour), np.full_like(a, visits)]))
         with torch.no_grad():
             weights = model._log_weight(rows, noise[:, None].expand(-1, len(a), -1), None)
@@ -209,7 +210,7 @@ def test_far_away_rows_have_a_number(far):
 def test_samples_follow_the_density_and_a_wrong_temperature_is_caught(structure):
     model = fitted("real", structure)
     draws = model.sample(40_000, seed=12)
-    low, high, bins, fine = -6.0, 12.0, 9, 60
+    low, high, bins, fine = -6.0, 12.0, 9, 24
     points, area = box(low, high, bins * fine)
     p = np.exp(model.log_prob(points).nats).reshape(bins, fine, bins, fine).sum((1, 3)).reshape(-1) * area
     assert p.sum() == pytest.approx(1, abs=0.01)  # the box holds nearly all; the law is tested inside it
@@ -244,7 +245,7 @@ def test_samples_pass_the_events_check(name):
 def test_bounds_rise_with_the_draws_and_stand_below_the_truth():
     model = fitted("levels")
     x = all_levels(model.event)
-    truth = np.log(masses(model, x, 200))
+    truth = np.log(masses(model, x, 60))
     rows = np.repeat(np.arange(len(x)), 30)
     answers = []
     for by in (ELBO(2), IWAE(4), IWAE(64)):
@@ -264,7 +265,7 @@ def one_sided_p(gain):
 
 @pytest.mark.parametrize("name", ["levels", "rounded", "count", "table"])
 def test_answers_about_rounded_cells_are_lower_bounds_of_x(name):
-    model, x = fitted(name), data(name)[1]
+    model, x = fitted(name), data(name, 20)[1]
     lp = model.log_prob(x, seed=0)
     assert (lp.kind, lp.of, lp.measure) == (Kind.LOWER, "x", model.event.measure)
     assert isinstance(model, Latent)
@@ -276,7 +277,7 @@ def test_answers_about_rounded_cells_are_lower_bounds_of_x(name):
 def test_many_draws_reach_the_mass_of_the_box():
     model = fitted("rounded")
     x = np.array([[0.0, 0.5], [1.0, 1.0], [-1.5, 0.0]])
-    lp = model.log_prob(x, by=IWAE(20_000), seed=0)
+    lp = model.log_prob(x, by=IWAE(8000), seed=0)
     np.testing.assert_allclose(lp.nats, np.log(masses(model, x, 200)), atol=0.03)
     assert (abs(lp.nats - np.log(masses(model, x, 200, shift=0.25))) > 0.03).any()  # the offset of levels
 
@@ -288,7 +289,7 @@ def test_without_a_step_a_flow_of_levels_is_the_independent_tables():
     np.testing.assert_allclose(lp.nats, Independent(event).fit(x).log_prob(x).nats, rtol=1e-9)
     assert flow.report.stopped == "converged"
     assert "standardisation" in flow.report.notes[-1]
-    assert fitted("levels").log_prob(x, seed=0).nats.mean() > lp.nats.mean() + 0.2  # which says less
+    assert fitted("levels").log_prob(x, by=ELBO(4), seed=0).nats.mean() > lp.nats.mean() + 0.2  # which say less
 
 
 def test_rows_drawn_with_their_places_carry_the_unrounded_row():
@@ -308,7 +309,7 @@ def test_the_program_scores_as_the_hook(name):
     lp = model.log_prob(x)
     np.testing.assert_allclose(model.log_prob(x, by=Enumerate()).nats, lp.nats, rtol=1e-9)
     trace = poutine.trace(model.model).get_trace(model.event.check(x).x)
-    assert float(trace.log_prob_sum()) == pytest.approx(lp.nats.sum(), rel=1e-9)
+    assert float(trace.log_prob_sum().detach()) == pytest.approx(lp.nats.sum(), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["levels", "rounded", "table"])
@@ -319,7 +320,7 @@ def test_the_hooks_of_rounded_cells_are_the_traces(name):
     z, log_q = model._propose(x, None, noise)
     joint = poutine.trace(poutine.condition(model.model, {"z": z[0]})).get_trace(x).log_prob_sum()
     guide = poutine.trace(poutine.condition(model.guide, {"z": z[0]})).get_trace(x).log_prob_sum()
-    assert float(model._log_joint(x, z, None).sum()) == pytest.approx(float(joint), rel=1e-9)
+    assert float(model._log_joint(x, z, None).sum().detach()) == pytest.approx(float(joint.detach()), rel=1e-9)
     assert float(log_q.sum()) == pytest.approx(float(guide), rel=1e-9)
 
 
@@ -367,7 +368,7 @@ def test_a_conditional_flow_follows_its_covariates(structure):
 @structures
 def test_a_conditional_flow_integrates_to_one_at_each_condition(structure):
     model = conditional(structure)[0]
-    points, area = box(-25.0, 25.0, 500)
+    points, area = box(-12.0, 12.0, 240)
     for shift, side in ((-1.0, "left"), (2.0, "right")):
         given = {"shift": np.full(len(points), shift), "side": np.full(len(points), side)}
         assert np.exp(model.log_prob(points, given=given).nats).sum() * area == pytest.approx(1, abs=5e-3)
@@ -385,11 +386,13 @@ def test_conditional_levels_are_bounded_below():
     c = rng.normal(size=(800, 1))
     x = (c + 0.5 * rng.normal(size=(800, 1)) > 0).astype(int)
     model = Flow(Array((1,), levels=2), context=Array((1,)), **SMALL).fit(x, given=c, seed=0, steps=200)
-    lp = model.log_prob(x, given=c, seed=0)
-    truth = stats.norm.logcdf(2 * np.where(x == 1, c, -c))[:, 0].mean()
+    lp = model.log_prob(x[:200], given=c[:200], seed=0)
+    truth = stats.norm.logcdf(2 * np.where(x == 1, c, -c))[:200, 0].mean()
     assert lp.kind is Kind.LOWER
     assert truth - 0.12 < lp.nats.mean() < truth + 0.05
-    both = [model.log_prob(np.full((9, 1), k), given=np.linspace(-2, 2, 9)[:, None], by=IWAE(3000)) for k in (0, 1)]
+    both = [
+        model.log_prob(np.full((9, 1), k), given=np.linspace(-2, 2, 9)[:, None], by=IWAE(2000), seed=0) for k in (0, 1)
+    ]
     np.testing.assert_allclose(np.exp(both[0].nats) + np.exp(both[1].nats), 1, atol=0.03)
 
 
@@ -413,8 +416,8 @@ def test_covariates_are_checked():
 
 
 def test_a_flow_learns_a_curved_density_that_a_normal_does_not():
-    toy, held = datasets.moons(2000), datasets.moons(2000, seed=9)
-    model = Flow.for_event(toy.event).fit(toy.x, seed=0, steps=300)
+    toy, held = datasets.moons(2000), datasets.moons(1000, seed=9)
+    model = Flow.for_event(toy.event, bins=8).fit(toy.x, seed=0, steps=250)
     truth, found = held.log_density(held.x).mean(), model.log_prob(held.x).nats.mean()
     normal = stats.multivariate_normal(toy.x.mean(0), np.cov(toy.x.T)).logpdf(held.x).mean()
     assert truth - 0.2 < found < truth + 0.02
@@ -425,7 +428,6 @@ def test_the_report_ends_with_the_state_that_was_kept_and_its_objective_rose():
     report = fitted("real").report
     assert report.objective[-1] == max(report.objective)
     assert report.objective[-1] > report.objective[0] + 0.1
-    assert report.steps == 150
 
 
 def test_training_leaves_double_precision_parameters_that_moved():
@@ -445,8 +447,8 @@ def test_a_budget_becomes_a_recorded_number_of_steps():
 
 def test_early_stopping_ends_a_run_that_only_learns_noise_by_heart():
     x = np.random.default_rng(0).normal(size=(80, 2))
-    report = Flow(Array((2,)), **SMALL).fit(x, seed=0, steps=1500, patience=3).report
-    assert report.steps < 1500
+    report = Flow(Array((2,)), **SMALL).fit(x, seed=0, steps=600, patience=2).report
+    assert report.steps < 600
 
 
 def test_a_resumed_fit_gives_the_same_bits(tmp_path):
@@ -464,7 +466,7 @@ def test_a_saved_flow_gives_the_same_bits(tmp_path, monkeypatch):
     for name in ("real", "table"):
         model = fitted(name)
         again = store.load(store.save(model, tmp_path / name))
-        x = data(name)[1]
+        x = data(name, 20)[1]
         np.testing.assert_array_equal(again.log_prob(x, seed=2).nats, model.log_prob(x, seed=2).nats)
         assert repr(again) == repr(model)
     model, x, c = conditional()

@@ -29,8 +29,8 @@ class FactorNormal(Normal):
         noise: "diag" (factor analysis: each cell has its own variance) or "spherical" (probabilistic PCA: one for all).
         floor: Smallest noise variance, relative to the data's variance (cell by cell, or the mean over cells).
 
-    The M step is in closed form for spherical noise (Tipping and Bishop 1999, eqs. 7, 8). Else the loadings are the best
-    for the noise (Joreskog 1967) and the noise takes an EM step for the loadings, by turns; neither lowers the
+    The M step is in closed form for spherical noise (Tipping and Bishop 1999, eqs. 7, 8). Else the loadings are the
+    best for the noise (Joreskog 1967) and the noise takes an EM step for the loadings, by turns; neither lowers the
     likelihood. Missing cells are integrated out; moments are full matrices, dim^2 numbers a state.
     """
 
@@ -153,11 +153,11 @@ class FactorNormal(Normal):
         return vectors[..., -self.rank :] * top[:, None], noise
 
     def _analyse(self, S: Tensor) -> tuple[Tensor, Tensor]:
-        """Loadings and variances (K, dim) for covariances S, from the present ones or from a start, if that is better."""
+        """Loadings and variances (K, dim) for covariances S, from the present ones or, without any, a start."""
         least = self.floor * self.data_variance
-        diagonal = S.diagonal(dim1=-2, dim2=-1)
         fresh = (self.loadings == 0).all(-1).all(-1)[:, None]
-        noise = torch.where(fresh, torch.maximum(diagonal / 2, least), self.noise_variance())
+        half = torch.maximum(S.diagonal(dim1=-2, dim2=-1) / 2, least)
+        noise = torch.where(fresh, half, self.noise_variance())
         for _ in range(_SWEEPS):
             loadings = _best_loadings(S, noise, self.rank)
             noise = torch.maximum(_noise_step(S, loadings, noise), least)

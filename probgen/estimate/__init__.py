@@ -1,7 +1,7 @@
 """Estimators of log p(x): one frozen dataclass each, ``estimator(model, x, given, generator=...) -> LogProb``.
 
-Beside them: ``bdmc``, which measures how near AIS comes, ``reverse_ais``, its upper bound, ``evidence`` of programs whose
-observations are no rows, and ``log_joint`` and ``log_lik_given_latents``, which are no likelihoods of x.
+Beside them: ``bdmc``, which measures how near AIS comes, ``reverse_ais``, its upper bound, ``evidence`` of programs
+whose observations are no rows, and ``log_joint`` and ``log_lik_given_latents``, which are no likelihoods of x.
 """
 
 from probgen.estimate.anneal import AIS

@@ -10,13 +10,13 @@ from torch import Tensor
 from probgen.errors import ParameterError, ShapeError
 from probgen.estimate.hmc import Bridge, Plan
 from probgen.estimate.pilot import even, judge_crossing, stretched
-from probgen.estimate.weights import Weights, quality, refuse_without_guide, reliable
+from probgen.estimate.weights import Weights, call, quality, refuse_without_guide, reliable
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["AIS", "anneal", "backward", "reverse_ais"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AIS:
     """Annealed importance sampling: chains go from the guide to the posterior by Hamiltonian Monte Carlo. Kind lower.
 
@@ -41,11 +41,14 @@ class AIS:
     leapfrogs: int = 2
     start: str = "guide"
     schedule: str = "sigmoid"
-    plan: Plan = field(init=False, repr=False, compare=False)
+    plan: Plan = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         plan = Plan(self.chains, self.temperatures, self.leapfrogs, self.start, self.schedule)
         object.__setattr__(self, "plan", plan)
+
+    def __repr__(self) -> str:
+        return call(self, "chains", "temperatures")
 
     def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
         if refusal := refuse_without_guide(model, len(x), self):

@@ -12,7 +12,7 @@ from probgen.errors import ParameterError
 from probgen.estimate.anneal import anneal
 from probgen.estimate.hmc import Plan
 from probgen.estimate.pilot import SEARCH, Verdict, judge, misses_a_mode
-from probgen.estimate.weights import Weights, at_least, log_mean, refuse_without_guide
+from probgen.estimate.weights import WIDENINGS, Weights, at_least, call, log_mean, refuse_without_guide
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["Ladder"]
@@ -21,7 +21,7 @@ _NAMES = ("nats", "stderr", "ess", "pareto_k", "samples", "temperatures")
 _GRADIENT = 3  # density evaluations that one with its gradient costs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ladder:
     """IWAE, then more draws, then AIS, row by row, until a pilot finds the row reliable or its budget is spent.
 
@@ -43,9 +43,9 @@ class Ladder:
     rungs: tuple[int, ...] = (500, 2000, 8000)
     temperatures: tuple[int, ...] = (50, 200)
     chains: int = 16
-    budget: int = 120_000
-    draws: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    plans: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    budget: int = 150_000
+    draws: tuple[int, ...] = field(init=False, compare=False)
+    plans: tuple[int, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         at_least("chains", self.chains, 2)
@@ -62,12 +62,15 @@ class Ladder:
             least = self.cost("draws", self.rungs[0])
             raise ParameterError(f"budget={self.budget}", f"at least {least} evaluations for {self.rungs[0]} draws")
 
+    def __repr__(self) -> str:
+        return call(self, "rungs")
+
     def cost(self, kind: str, size: int) -> int:
         """Evaluations that a rung of "draws" or of "plans" (annealing) takes at most."""
         if kind == "draws":  # widening, pilot and main
-            return (2 if size == self.rungs[0] else 3) * size + _GRADIENT * SEARCH
+            return (2 if size == self.rungs[0] else 2 + WIDENINGS) * size + _GRADIENT * SEARCH
         crossings = 3 if size == self.temperatures[0] else 2  # pilot, main, and the pilot from the prior
-        return _GRADIENT * (crossings * self._plan(size).evaluations + SEARCH) + 500
+        return _GRADIENT * (crossings * self._plan(size).evaluations + SEARCH) + WIDENINGS * 500
 
     def _plan(self, temperatures: int, start: str = "guide") -> Plan:
         return Plan(self.chains, temperatures, 2, start)

@@ -145,8 +145,8 @@ def _in_turn(given: Any, rows: int) -> Any:
 def simulate(model: Any, n: int, given: Any, generator: torch.Generator) -> tuple[Any, Tensor]:
     """n rows x of p(x, z) and the latents z (n, latent_dim) that made them.
 
-    From the model's ``_sample_joint(n, given, generator=...)`` where it has one; else from its Pyro program, whose guide
-    must have one latent site.
+    From the model's ``_sample_joint(n, given, generator=...)`` where it has one; else from its Pyro program, whose
+    guide must have one latent site.
     """
     given = _in_turn(given, n)
     if hasattr(model, "_sample_joint"):

@@ -9,7 +9,7 @@ import torch
 
 from probgen.errors import ParameterError
 from probgen.estimate.pilot import judge
-from probgen.estimate.weights import Weights, at_least, log_mean, quality, refuse_without_guide, reliable
+from probgen.estimate.weights import Weights, at_least, call, log_mean, quality, refuse_without_guide, reliable
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["ELBO", "IWAE", "log_mean", "quality", "reliable"]
@@ -41,7 +41,7 @@ class ELBO:
         return LogProb(Kind.LOWER, log_w.mean(0), by=repr(self), stderr=stderr.numpy(), draws=weights.streams)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IWAE:
     """log of the mean importance weight p(x, z) / q(z | x) over draws of the guide. Kind lower, whatever n.
 
@@ -53,7 +53,7 @@ class IWAE:
 
     Arguments:
         samples: Draws a row.
-        widen: Whether another pilot may widen the guide of a row, by up to one half on its active latents (those whose
+        widen: Whether another pilot may widen the guide of a row, on its active latents (those whose
             guide is narrower than the prior): a guide that is too narrow hides the tails that it misses.
 
     Diagnostics, a row: ``ess`` and ``pareto_k`` of the pilot, ``samples``. Burda, Grosse and Salakhutdinov (2016),
@@ -67,6 +67,9 @@ class IWAE:
         at_least("samples", self.samples, 2)
         if not isinstance(self.widen, bool):
             raise ParameterError(f"widen={self.widen!r}", "True or False")
+
+    def __repr__(self) -> str:
+        return call(self, "samples")
 
     def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
         if refusal := refuse_without_guide(model, len(x), self):

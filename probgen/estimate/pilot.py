@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probgen.estimate.hmc import Bridge, Crossing, Plan
-from probgen.estimate.weights import Weights, log_mean, quality, reliable, standard_normal
+from probgen.estimate.weights import WIDEST, Weights, log_mean, quality, reliable, standard_normal
 
 __all__ = ["SEARCH", "Verdict", "even", "judge", "judge_crossing", "misses_a_mode", "stretched"]
 
@@ -33,10 +33,10 @@ class Verdict(NamedTuple):
 def judge(weights: Weights, samples: int, scale: Tensor | None = None) -> Verdict:
     """The pilot of importance sampling with so many draws.
 
-    A first look of a tenth of the draws closes the gate where the effective sample size can't come near 400; its
+    A first look of a twentieth of the draws closes the gate where the effective sample size can't come near 400; its
     figures are then those of the look, the effective sample size counted up to ``samples``.
     """
-    first = min(samples, max(50, samples // 10))
+    first = min(samples, max(25, samples // 20))
     look = weights.draw(first, f"look{samples}", scale)
     (ess, k), (nats, stderr) = quality(look), log_mean(look)
     ess = (ess * samples / first).clamp(max=samples)
@@ -48,7 +48,7 @@ def judge(weights: Weights, samples: int, scale: Tensor | None = None) -> Verdic
     part, own = weights[rows], None if scale is None else scale[rows]
     pilot = torch.cat([look[:, rows], part.draw(samples - first, f"pilot{samples}", own)])
     (ess, k), (nats, stderr) = quality(pilot), log_mean(pilot)
-    trusted = reliable(ess, k, samples)
+    trusted = _wide_enough(reliable(ess, k, samples), own)
     checked = _look_around(part, own, Verdict(nats, stderr, ess, k, torch.zeros_like(trusted), trusted), samples)
     for whole, values in zip(found, checked, strict=True):
         whole[rows] = values
@@ -58,11 +58,16 @@ def judge(weights: Weights, samples: int, scale: Tensor | None = None) -> Verdic
 def judge_crossing(bridge: Bridge, pilot: Crossing) -> Verdict:
     """The pilot of annealing: many chains are judged as draws are, few by whether their weights are nearly equal."""
     chains, (ess, k), (nats, stderr) = bridge.plan.chains, quality(pilot.log_w), stretched(pilot.log_w)
-    trusted = even(ess, chains) | reliable(ess, k, chains)
+    trusted = _wide_enough(even(ess, chains) | reliable(ess, k, chains), bridge.scale)
     verdict = Verdict(nats, stderr, ess, k, torch.zeros_like(trusted), trusted)
     if bridge.scale is None:
         return verdict
     return _look_around(bridge.rows, bridge.scale, verdict, bridge.plan.evaluations)
+
+
+def _wide_enough(trusted: Tensor, scale: Tensor | None) -> Tensor:
+    """A guide that was widened as far as it goes ought to be wider still, and has tails that no pilot sees."""
+    return trusted if scale is None else trusted & (scale.amax(1) < 0.999 * WIDEST)
 
 
 def even(ess: Tensor, chains: int) -> Tensor:

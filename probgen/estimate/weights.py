@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from probgen.model import Latent
 __all__ = [
     "Weights",
     "at_least",
+    "call",
     "log_mean",
     "pareto_k",
     "quality",
@@ -28,12 +30,21 @@ __all__ = [
 _CACHE = 1 << 20  # cells of work at a time: about 4 MB of float32
 _LOG_2PI = math.log(2 * math.pi)
 _FACTORS = (1.0, 1.1, 1.2, 1.35, 1.5)
+WIDENINGS = 4  # one after the other, at most
+WIDEST = _FACTORS[-1] ** WIDENINGS
 
 
 def at_least(name: str, value: Any, least: int) -> None:
     """Raises ParameterError unless value is a whole number, at least that large."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ParameterError(f"{name}={value!r}", f"a whole number, at least {least}")
+
+
+def call(estimator: Any, *always: str) -> str:
+    """The constructor call, without the arguments that have their defaults, some excepted."""
+    shown = [f for f in fields(estimator) if f.init]
+    shown = [f for f in shown if f.name in always or getattr(estimator, f.name) != f.default]
+    return f"{type(estimator).__name__}({', '.join(f'{f.name}={getattr(estimator, f.name)!r}' for f in shown)})"
 
 
 def refuse_without_guide(model: Any, n: int, estimator: Any) -> LogProb | None:
@@ -86,7 +97,7 @@ class Weights:
     def blocks(self, draws: int, most: int = 1 << 30) -> Iterator[Tensor]:
         """Row numbers in pieces whose work fits in the cache."""
         rows = min(max(1, _CACHE // (self.cells * draws)), most)
-        return iter(torch.arange(len(self)).split(rows))
+        return (some for some in torch.arange(len(self)).split(rows) if len(some))
 
     def draw(self, samples: int, salt: str, scale: Tensor | None = None) -> Tensor:
         """Log weights (samples, n), float64. Another salt gives independent draws.
@@ -160,24 +171,31 @@ class Weights:
         return torch.stack(rows, dim=1)
 
     def widening(self, samples: int) -> Tensor:
-        """A factor for each row's noise on its active latents, (n, latent_dim): the one of 1, 1.1, 1.2, 1.35, 1.5 whose
-        weights have the least variance, by draws of the widest, which see the tails that a narrow guide hides.
+        """A factor for each row's noise on its active latents, (n, latent_dim), that makes the weights vary least.
 
-        A latent is active where the guide is narrower than nine tenths of a standard normal.
+        It is one of 1, 1.1, 1.2, 1.35 and 1.5, by draws of the widest, which see the tails that a narrow guide hides;
+        where that is 1.5, again from there, up to four times. A latent is active where the guide is narrower than
+        nine tenths of a standard normal.
         """
-        parts = []
-        for rows in self.blocks(samples):
-            part = self[rows]
-            u = part.noise(samples, "widening")
-            active = part.place(u).std(0) < 0.9
-            scales = torch.stack([torch.where(active, factor, 1.0) for factor in _FACTORS]).to(torch.float64)
-            log_f = part.at(u, scales[-1])
-            wide = u * scales[-1]
-            log_q = [standard_normal(wide / scale) - scale.log().sum(-1) for scale in scales]
-            second = torch.stack([(2 * log_f + log_q[-1] - own).logsumexp(0) for own in log_q])  # of each factor's w
-            best = second.nan_to_num(nan=math.inf).argmin(0)
-            parts.append(scales[best, torch.arange(len(rows))])
-        return torch.cat(parts)
+        scale = torch.ones(len(self), self.model.latent_dim, dtype=torch.float64)
+        rows = torch.arange(len(self))
+        for i in range(WIDENINGS):
+            factor = torch.cat([self[rows[r]]._widen(scale[rows[r]], samples, i) for r in self[rows].blocks(samples)])
+            scale[rows] *= factor
+            rows = rows[factor.amax(1) == _FACTORS[-1]]
+            if not len(rows):
+                break
+        return scale
+
+    def _widen(self, scale: Tensor, samples: int, salt: int) -> Tensor:
+        u = self.noise(samples, f"widening{salt}")
+        active = self.place(u).std(0) < 0.9
+        scales = torch.stack([scale * torch.where(active, factor, 1.0) for factor in _FACTORS])
+        log_f, wide = self.at(u, scales[-1]), u * scales[-1]
+        log_q = [standard_normal(wide / own) - own.log().sum(-1) for own in scales]
+        second = torch.stack([(2 * log_f + log_q[-1] - own).logsumexp(0) for own in log_q])  # moment of each one's w
+        best = second.nan_to_num(nan=math.inf).argmin(0)
+        return scales[best, torch.arange(len(self))] / scale
 
 
 def log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:

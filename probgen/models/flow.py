@@ -231,8 +231,8 @@ class Flow(GenerativeModel):
         """Maximum likelihood by Adam; rounded cells get fresh uniform noise at each step.
 
         ``budget`` in seconds, unless ``steps`` is given. ``patience``: evaluations of the held-out rows, of 40, without
-        a gain before training stops; the best state is kept, and its objective ends the report's. ``weight_decay`` None:
-        the fewer rows, the stronger it draws the map towards the standardisation.
+        a gain before training stops; the best state is kept, and its objective ends the report's. ``weight_decay``
+        None: the fewer rows, the stronger it draws the map towards the standardisation.
         """
         plan = Schedule(
             steps=steps,

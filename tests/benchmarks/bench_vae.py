@@ -145,7 +145,7 @@ def compare(name, rounds):
 def warm_up():
     """CPU seconds from a program to its second step, in a new process; imports of torch and Pyro are not counted."""
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); import torch; torch.set_num_threads(1); import bench_vae as b;"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import torch, bench_vae as b; torch.set_num_threads(1);"
         "x = torch.rand(256, 784).round(); t = time.process_time(); s, _ = b.by_us((784, 400, 20), x, 128); s(); s();"
         "print(time.process_time() - t)"
     )

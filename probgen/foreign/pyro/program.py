@@ -307,7 +307,7 @@ class PyroProgram(GenerativeModel):
 
     def _log_joint(self, x: Any, z: Tensor, given: Any) -> Tensor:
         """log p(x, z) in unconstrained coordinates, finite latents summed out."""
-        return self._known.joint(self._cast(x), self._cast(z), self._cast(given), self._known.point)
+        return self._known.log_joint(self._cast(x), self._cast(z), self._cast(given))
 
     def _propose(self, x: Any, given: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
         return self._known.propose(self._cast(x), self._cast(given), self._cast(noise), self._known.point)

@@ -126,6 +126,25 @@ class Rows:
         """log p(x, z | theta) in unconstrained coordinates, finite latents summed out: z (S, n, k) -> (S, n)."""
         return coordinates.joint(self.program, self.structure, x, given, z, theta)
 
+    def log_joint(self, x: Tensor, z: Tensor, given: Tensor | None) -> Tensor:
+        """As ``joint`` at the one value of what rows share; its gradient in z is played back, for chains ask for many.
+
+        The gradient can't be differentiated again.
+        """
+        if not len(x):
+            return torch.zeros(z.shape[:2], dtype=torch.float64)
+        if not (torch.is_grad_enabled() and z.requires_grad):
+            return self.joint(x, z, given, self.point)
+
+        def slope(x: Tensor, z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                rows = self.joint(x, z, rest[0] if rest else None, self.point)
+                return rows.detach(), torch.autograd.grad(rows.sum(), z)[0]
+
+        parts = (x, z.detach()) if given is None else (x, z.detach(), given)
+        return _Known.apply(z, *self._run("slope", slope, *parts, generator=torch.Generator()))
+
     def log_weights(self, x: Tensor, given: Tensor | None, noise: Tensor, theta: Theta) -> Tensor:
         """log p(x, z | theta) - log q(z | x, theta) at draws of z from normal noise (S, n, k): (S, n), float64."""
         z, log_q = self.propose(x, given, noise.to(x.dtype), theta)
@@ -140,7 +159,7 @@ class Rows:
 
     def propose(self, x: Tensor, given: Tensor | None, noise: Tensor, theta: Theta) -> tuple[Tensor, Tensor]:
         """Draws of each row's latents given the shared ones, (S, n, k), and their log-density (S, n)."""
-        if not self.structure.locals:
+        if not self.structure.locals or not noise.shape[1]:  # no latents, or no rows
             return noise, torch.zeros(noise.shape[:2], dtype=torch.float64)
         if self._pushes(x, given, theta):
             return coordinates.guide_draws(self.program, self.structure, x, given, noise, theta)
@@ -179,6 +198,20 @@ class Rows:
         flat = torch.stack([torch.cat([value.reshape(-1) for value in theta.values()]) for theta in drawn])
         spread = (flat - flat.median(0).values).abs()
         return drawn[int((spread / spread.median(0).values.clamp(min=1e-12)).sum(1).argmin())]
+
+
+class _Known(torch.autograd.Function):
+    """Numbers (S, n) whose gradient in z (S, n, k) came with them; every number depends on its own z alone."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return (slope * grad[0][..., None]).to(slope.dtype), None, None
 
 
 def _equal(a: Theta, b: Theta) -> bool:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Layout", "Sheet", "Shelf", "portions"]
 
-_NUMBERS = 1 << 24  # of row-wise tables that are held at once
+_NUMBERS = 1 << 24  # of row-wise tables, or of a kind of matrices of components, that are held at once
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class _Draft:
     def __init__(self, patterns: int) -> None:
         self.patterns = patterns
         self.shelves: dict[Key, Shelf] = {}
-        self.signs: dict[Key, np.ndarray] = {}
+        self.signs: dict[Key, np.ndarray] = {None: np.zeros(patterns, dtype=bool)}
 
     def put(self, key: Key, empty: Shelf, member: str | int, rows: np.ndarray) -> None:
         self.shelves.setdefault(key, empty).members.append((member, torch.from_numpy(rows)))
@@ -127,8 +127,10 @@ class Layout:
         found = roles(net, gaps, complete=False)
         parts = self._components(found)
         easy = np.logical_not(found.late.any(axis=1))
+        entries = sum(part.entries for part in known)
         for part, own in parts:
-            if part.size(net, {}) > min(FEW, net.configurations):
+            entries += 0 if part in known else part.entries
+            if part.size(net, {}) > min(FEW, net.configurations) or entries > _NUMBERS:
                 easy[own] = False
         for v, name in enumerate(net.variables):
             if not net.conditional(name).tabular and math.prod(net.cards[u] for u in net.scopes[name]) > FEW:
@@ -219,7 +221,7 @@ class Layout:
         nodes, scopes, heads = zip(*found, strict=True) if found else ((), (), ())
         codes = self.x[torch.from_numpy(rows)][:, [net.index[name] for name in net.discrete]].contiguous()
         plan = cliques.Plan.compile(net.cards, scopes, heads) if scopes else None
-        return Sheet(torch.from_numpy(rows), plan, codes, nodes, bool(sign.get(None)))
+        return Sheet(torch.from_numpy(rows), plan, codes, nodes, sign[None])
 
     def bind(self, normals: Normals) -> None:
         """Takes the cells of each member out of the rows, once the components have their numbers."""

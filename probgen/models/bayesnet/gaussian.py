@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Component", "Memory", "Posterior", "component", "components", "recall"]
 
 _LOG_2PI = 1.8378770664093453
+_NUMBERS = 1 << 22  # of a kind of matrices of components that are solved at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,11 @@ class Component:
         """Latents, then observed ones."""
         return (*self.latents, *self.observed)
 
+    @property
+    def entries(self) -> int:
+        """Numbers of the matrices of its configurations."""
+        return math.prod(self.cards) * len(self.nodes) ** 2
+
     def size(self, net: "BayesianNetwork", seen: Mapping[int, int]) -> int:
         """Configurations of the discrete parents that are not seen."""
         return math.prod(card for v, card in zip(self.scope, self.cards, strict=True) if v not in seen)
@@ -87,9 +93,12 @@ class Component:
 
     def solved(self, net: "BayesianNetwork", memory: "Memory | None" = None) -> tuple[Solved, int]:
         """Joint normals at the present parameters, and its number among them; from ``memory`` if that has them."""
-        memory = {} if memory is None else memory
-        recall(net, [self], memory)
-        return memory[self]
+        if memory is not None and self in memory:
+            return memory[self]
+        found = Normals(net, [self]).solve(), 0
+        if memory is not None and not self.fixed:  # those with fixed levels are many, each of a few rows
+            memory[self] = found
+        return found
 
     def log_table(
         self, net: "BayesianNetwork", x: Tensor, peak: bool = False, memory: "Memory | None" = None
@@ -132,9 +141,9 @@ Memory = dict[Component, tuple[Solved, int]]  # of components at the parameters 
 
 
 def recall(net: "BayesianNetwork", parts: Sequence[Component], memory: Memory) -> None:
-    """Solves components that are not in memory yet, all at once."""
+    """Solves components that are not in memory yet, all at once; if they take too much memory, none."""
     fresh = [part for part in dict.fromkeys(parts) if part not in memory]
-    if fresh:
+    if fresh and sum(part.entries for part in fresh) <= _NUMBERS:
         solved = Normals(net, fresh).solve()
         memory.update({part: (solved, i) for i, part in enumerate(fresh)})
 

@@ -252,6 +252,7 @@ def _refuse_infinite(problem: Problem, objective: float, step: int) -> None:
 
 def _descend(problem: Problem, plan: Options, generator: torch.Generator, bar: Progress) -> Run:
     """Quasi-Newton on the exact penalised log-likelihood, with expected counts as the gradient."""
+    lift(problem)
     before, begun = _state(problem.net), _objective(problem)
     loss = Loss(problem)
     search = torch.optim.LBFGS(

@@ -122,8 +122,7 @@ def groups(net: "BayesianNetwork", x: Tensor, complete: bool = False, memory: Me
     tables = {name: net.conditional(name).log_table() for name in net.variables if net.conditional(name).tabular}
     roles_of = [_Pattern.of(net, found, i) for i in range(len(patterns))]
     parts = [components(net, own.latents, own.families) for own in roles_of]
-    few = min(FEW, net.configurations)
-    recall(net, [part for own in parts for part in own if part.size(net, {}) <= few], memory)
+    recall(net, [part for own in parts for part in own if part.size(net, {}) <= FEW], memory)
     for i, own in enumerate(roles_of):
         yield from _of_pattern(net, x, (which == i).nonzero()[:, 0], own, parts[i], tables, memory)
 
@@ -166,7 +165,9 @@ def _of_pattern(
     tables: Mapping[str, Tensor],
     memory: Memory,
 ) -> Iterator[Group]:
-    for some, seen in _by_parents(net, x, rows, parts):
+    apart = list(_by_parents(net, x, rows, parts))
+    recall(net, [part.given(seen) for _, seen in apart for part in parts], memory)
+    for some, seen in apart:
         cells = x[some]
         size = max((part.size(net, seen) for part in parts), default=1)
         if size > net.configurations:
