@@ -13,7 +13,7 @@ from scipy import special, stats
 from probgen import emissions as em
 from probgen.errors import LikelihoodUnavailable, ParameterError
 from probgen.estimate import ELBO, IWAE, Enumerate, Ladder
-from probgen.estimate.weights import Weights, log_mean, pareto_k, quality
+from probgen.estimate.bound import Weights, log_mean, pareto_k, quality
 from probgen.events import Array
 from probgen.logprob import Kind
 from probgen.model import Latent
