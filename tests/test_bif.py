@@ -395,3 +395,10 @@ def test_conditionals_that_make_a_table_are_written(tmp_path):
     bif.save(net, tmp_path / "net.bif")
     wanted = net.conditional("c").log_table().exp().detach()
     np.testing.assert_allclose(read_bif(tmp_path / "net.bif").tables["c"], wanted, rtol=0, atol=1e-15)
+
+
+def test_a_byte_of_value_0_is_refused_by_its_line(tmp_path):
+    path = tmp_path / "n.bif"
+    path.write_bytes(b"network a {\n}\nvariable b\0 {\n type discrete [ 2 ] { n, y };\n}\n")
+    with pytest.raises(StoreError, match="line 3: a byte of value 0"):
+        read_bif(path)

@@ -108,6 +108,9 @@ class _Reader:
         """Without comments and properties, quoted names as single words; lines keep their numbers."""
         if not text.strip():
             raise StoreError(f"{self.path}, line 1: the file is empty", "a BIF file", "Restore it from a copy")
+        self.text = text
+        if "\0" in text:  # it stands for quoted names below
+            self.refuse(text.index("\0"), "a byte of value 0", "text", "Restore the file from a copy")
         if '"' in text or "//" in text or "/*" in text:
             text = _HIDDEN.sub(self._hidden, text)
         if "property" in text:
