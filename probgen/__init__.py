@@ -4,9 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
+    "AIS": "probgen.estimate",
     "BayesianNetwork": "probgen.models.bayesnet",
     "ELBO": "probgen.estimate",
     "Enumerate": "probgen.estimate",
+    "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
     "HMM": "probgen.models.hmm",
@@ -25,20 +27,27 @@ _NAMES = {
     "PartitionAIS": "probgen.models.markovfield",
     "PartitionReverseAIS": "probgen.models.markovfield",
     "PosteriorWeighting": "probgen.models.bayesnet",
+    "PosteriorPredictive": "probgen.foreign.pyro.predictive",
     "PseudoLikelihood": "probgen.models.markovfield",
+    "PyroProgram": "probgen.foreign.pyro",
     "RAISE": "probgen.models.markovfield",
     "Regression": "probgen.models.regression",
     "StateSpace": "probgen.models.statespace",
     "TreeReweighted": "probgen.models.markovfield",
     "VAE": "probgen.models.vae",
+    "bdmc": "probgen.estimate",
     "compare": "probgen.evaluate.compare",
+    "evidence": "probgen.estimate",
     "export": "probgen.foreign",
     "load": "probgen.store",
+    "log_joint": "probgen.estimate",
+    "log_lik_given_latents": "probgen.estimate",
     "pyro_pair": "probgen.model",
+    "reverse_ais": "probgen.estimate",
     "save": "probgen.store",
     "wrap": "probgen.foreign",
 }
-_ROOMS = ("conditionals", "datasets", "emissions", "errors", "events", "foreign", "nn", "plots", "transitions")
+_ROOMS = ("conditionals", "datasets", "emissions", "errors", "estimate", "events", "foreign", "nn", "plots", "transitions")
 
 __all__ = [*_NAMES, *_ROOMS]
 
@@ -47,18 +56,27 @@ if TYPE_CHECKING:
     from probgen import datasets as datasets
     from probgen import emissions as emissions
     from probgen import errors as errors
+    from probgen import estimate as estimate
     from probgen import events as events
     from probgen import foreign as foreign
     from probgen import nn as nn
     from probgen import plots as plots
     from probgen import transitions as transitions
+    from probgen.estimate import AIS as AIS
     from probgen.estimate import ELBO as ELBO
     from probgen.estimate import IWAE as IWAE
     from probgen.estimate import Enumerate as Enumerate
     from probgen.estimate import Ladder as Ladder
+    from probgen.estimate import bdmc as bdmc
+    from probgen.estimate import evidence as evidence
+    from probgen.estimate import log_joint as log_joint
+    from probgen.estimate import log_lik_given_latents as log_lik_given_latents
+    from probgen.estimate import reverse_ais as reverse_ais
     from probgen.evaluate.compare import compare as compare
     from probgen.foreign import export as export
     from probgen.foreign import wrap as wrap
+    from probgen.foreign.pyro import PyroProgram as PyroProgram
+    from probgen.foreign.pyro.predictive import PosteriorPredictive as PosteriorPredictive
     from probgen.logprob import Kind as Kind
     from probgen.logprob import LogProb as LogProb
     from probgen.model import pyro_pair as pyro_pair
@@ -68,6 +86,7 @@ if TYPE_CHECKING:
     from probgen.models.bayesnet import LikelihoodWeighting as LikelihoodWeighting
     from probgen.models.bayesnet import PosteriorWeighting as PosteriorWeighting
     from probgen.models.crf import LinearChainCRF as LinearChainCRF
+    from probgen.models.flow import Flow as Flow
     from probgen.models.gan import GAN as GAN
     from probgen.models.hmm import HMM as HMM
     from probgen.models.hmm import HiddenMarkov as HiddenMarkov

@@ -28,6 +28,7 @@ __all__ = ["FAMILIES", "FORMAT", "card", "check_folder", "family", "load", "read
 FORMAT = 1
 FAMILIES = {
     "BayesianNetwork": "probgen.models.bayesnet",
+    "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
     "HMM": "probgen.models.hmm",
@@ -41,7 +42,7 @@ FAMILIES = {
     "VAE": "probgen.models.vae",
 }
 _EMISSIONS = (
-    "Autoregressive Bernoulli Categorical DiscretisedNormal Gamma Histogram LinearRegression LogNormal "
+    "Autoregressive Bernoulli Categorical DiscretisedNormal FactorNormal Gamma Histogram LinearRegression LogNormal "
     "NegativeBinomial Normal NormalMixture Poisson Product StudentT"
 )
 _PARTS = {

@@ -10,10 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
+from sklearn.decomposition import PCA, FactorAnalysis
 from sklearn.mixture import GaussianMixture
 
 from probgen import emissions as em
+from probgen.emissions.factor import FactorNormal
 from probgen.errors import DataError, FitError, NotFittedError, ParameterError, StructureError
+from probgen.estimate import Enumerate
 from probgen.events import Array, Category, Count, Real, Table
 from probgen.logprob import Kind
 from probgen.model import TiesWarning
@@ -519,3 +522,160 @@ def test_emissions_whose_statistics_do_not_add_up_see_all_rows_at_once():
 def test_an_emission_that_needs_covariates_is_refused():
     with pytest.raises(StructureError, match="no covariates"):
         Mixture(Array((1,)), 2, em.LinearRegression(1, inputs=2))
+
+
+# Factor analysers and probabilistic PCA
+
+
+NOISES = ("diag", "spherical")
+noises = pytest.mark.parametrize("noise", NOISES)
+
+
+def factored(n=300, dim=5, rank=2, seed=0, noise="diag"):
+    """Rows of one factor model."""
+    rng = np.random.default_rng(seed)
+    loadings, std = rng.normal(0, 1.5, (dim, rank)), rng.uniform(0.3, 1.2, dim) if noise == "diag" else 0.6
+    return rng.normal(size=(n, rank)) @ loadings.T + std * rng.normal(size=(n, dim)) + 3.0
+
+
+def factors(dim=5, rank=2, noise="diag", components=1, missing=False, floor=1e-6):
+    event = Table({f"x{d}": Real() for d in range(dim)}) if missing else Array((dim,))
+    return Mixture(event, components, FactorNormal(dim, rank, noise, floor))
+
+
+def covariance_of(m, k=0):
+    return m.emission.natural()["covariance"][k].detach().numpy()
+
+
+@noises
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_factor_model_is_the_normal_of_its_covariance_with_or_without_gaps(noise, gaps):
+    x = factored(60)
+    x[np.random.default_rng(2).random(x.shape) < 0.3 * gaps] = np.nan
+    x[7] = np.nan if gaps else x[7]
+    m = factors(noise=noise, components=2, missing=True).fit(x, seed=0, restarts=1, max_iter=5)
+    w, loc = m.weights().detach().numpy(), m.emission.loc.detach().numpy()
+    for row, nats in zip(x, m.log_prob(x).nats, strict=True):
+        seen = ~np.isnan(row)
+        each = [
+            stats.multivariate_normal(loc[k, seen], covariance_of(m, k)[np.ix_(seen, seen)]).logpdf(row[seen])
+            if seen.any()
+            else 0.0
+            for k in (0, 1)
+        ]
+        assert nats == pytest.approx(special.logsumexp(each, b=w), rel=1e-9, abs=1e-9)
+    np.testing.assert_allclose(m.log_prob(x, by=Enumerate()).nats, m.log_prob(x).nats, rtol=1e-9, atol=1e-9)
+
+
+def test_probabilistic_pca_is_scikit_learns_in_one_m_step():
+    x = factored(noise="spherical")
+    theirs = PCA(2).fit(x)
+    m = factors(noise="spherical").fit(x, seed=0, restarts=1, max_iter=1)
+    shrunk = (len(x) - 1) / len(x)  # theirs is not the likelihood's maximum but the unbiased covariance's
+    np.testing.assert_allclose(covariance_of(m), theirs.get_covariance() * shrunk, rtol=1e-9, atol=1e-9)
+    assert m.log_prob(x).nats.mean() > theirs.score(x)
+    latents = m.emission.factors(cells(x))[:, 0].detach().numpy()
+    scores = theirs.transform(x)
+    for own, other in zip(latents.T[::-1], scores.T, strict=True):  # the same axes, up to sign and shrinkage
+        assert abs(np.corrcoef(own, other)[0, 1]) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_factor_analysis_reaches_scikit_learns_optimum(seed):
+    x = factored(300, 8, seed=seed)
+    theirs = FactorAnalysis(2, tol=1e-7, max_iter=5000, svd_method="lapack").fit(x)
+    m = factors(8).fit(x, seed=0, restarts=1, max_iter=500, tol=1e-12)
+    assert m.log_prob(x).nats.mean() > theirs.score(x) - 1e-7
+    other = np.cov(x.T, ddof=0)  # which a diagonal or a full covariance would miss
+    assert abs(covariance_of(m) - other).max() > 1e-3
+
+
+def test_the_latents_of_a_factor_model_are_regressions_on_what_is_seen():
+    x = factored(20)
+    m = factors(missing=True).fit(x, seed=0)
+    x[3, [1, 4]] = np.nan
+    W = m.emission.loadings[0].detach().numpy()
+    for row, found in zip(x, m.emission.factors(cells(x))[:, 0].detach().numpy(), strict=True):
+        seen = ~np.isnan(row)
+        away = (row - m.emission.loc[0].detach().numpy())[seen]
+        truth = W[seen].T @ np.linalg.solve(covariance_of(m)[np.ix_(seen, seen)], away)
+        np.testing.assert_allclose(found, truth, rtol=1e-8, atol=1e-10)
+
+
+@noises
+@quick
+@given(data=st.data())
+def test_em_climbs_with_factors_on_any_data_with_gaps(noise, data):
+    value = st.one_of(numbers, st.floats(-3, 3), st.sampled_from([0.0, 1.0, math.nan]))
+    x = np.array(data.draw(st.lists(st.tuples(value, value, value), min_size=4, max_size=19)))
+    m = factors(3, 1, noise, 2, missing=True).fit(x, seed=0, restarts=1, max_iter=10, tol=0.0)
+    assert climbs(m.report.objective)
+    assert np.isfinite(m.report.objective).all()
+    assert not np.isnan(m.log_prob(x).nats).any()
+
+
+@noises
+def test_the_fixed_point_of_em_with_factors_has_zero_gradient(noise):
+    x = np.concatenate([factored(150, 8, seed=0), 12 + factored(150, 8, seed=1)])
+    m = factors(8, noise=noise, components=2).fit(x, seed=0, restarts=1, max_iter=400, tol=1e-15)
+    for parameter, still in ((m.emission.loadings, True), (m.emission.log_noise, True), (m.emission.loc, False)):
+        parameter.data += 0.0 if still else 0.1
+        m.zero_grad()
+        m._joint(cells(x)).logsumexp(1).mean().backward()
+        assert (parameter.grad.abs().max() < 1e-5) == still
+
+
+@noises
+@pytest.mark.parametrize("c", [1e-9, 1e9])
+def test_a_factor_fit_on_rescaled_data_shifts_log_prob_by_d_log_c(noise, c):
+    x = factored()
+    plain, scaled = (factors(noise=noise, components=2).fit(f * x, seed=4, max_iter=30, tol=0.0) for f in (1.0, c))
+    np.testing.assert_allclose(
+        scaled.log_prob(c * x).nats, plain.log_prob(x).nats - 5 * math.log(c), rtol=1e-7, atol=1e-7
+    )
+
+
+@noises
+def test_samples_follow_the_factor_model_and_planted_loadings_do_not(noise):
+    m = factors(noise=noise).fit(factored(noise=noise), seed=0)
+    x = m.sample(20_000, seed=3) - m.emission.loc[0].detach().numpy()
+    W = m.emission.loadings[0].detach().numpy()
+    right, wrong = covariance_of(m), covariance_of(m) + 0.2 * W @ W.T
+    squares = [np.einsum("nd,nd->n", x, np.linalg.solve(S, x.T).T) for S in (right, wrong)]
+    assert stats.kstest(squares[0], stats.chi2(5).cdf).pvalue > 1e-6
+    assert stats.kstest(squares[1], stats.chi2(5).cdf).pvalue < 1e-6
+
+
+def test_a_few_rows_of_many_cells_are_better_off_with_factors_than_with_a_full_covariance():
+    rows = factored(1060, 25, 2, seed=3)
+    x, held = rows[:60], rows[60:]
+    few = factors(25, 2).fit(x, seed=0).log_prob(held).nats.mean()
+    full = normals(25, 1).fit(x, seed=0).log_prob(held).nats.mean()
+    assert few > full + 2
+
+
+@pytest.mark.parametrize(
+    ("emission", "count"),
+    [(FactorNormal(5, 2), 5 + 10 - 1 + 5), (FactorNormal(5, 2, "spherical"), 5 + 10 - 1 + 1), (FactorNormal(4, 1), 12)],
+)
+def test_free_parameters_of_factor_models_are_counted_by_hand(emission, count):
+    assert emission.n_params == count
+    assert emission.with_states(3).n_params == 3 * count
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 0}, {"rank": 4}, {"noise": "full"}, {"states": 0}, {"floor": 0.0}, {"floor": 1.0}]
+)
+def test_a_wrong_argument_of_a_factor_model_is_a_parameter_error(wrong):
+    with pytest.raises(ParameterError):
+        FactorNormal(4, **wrong)
+
+
+@noises
+def test_rows_in_a_plane_stop_at_the_floor_of_the_noise(noise):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(80, 2)) @ rng.normal(size=(2, 4))
+    m = factors(4, 2, noise, floor=1e-4).fit(x, seed=0, max_iter=50)
+    assert np.isfinite(m.log_prob(x).nats).all()
+    least = 1e-4 * (x.var(0) if noise == "diag" else x.var(0).mean())
+    assert (m.emission.noise_variance()[0].detach().numpy() >= least * (1 - 1e-9)).all()

@@ -9,6 +9,7 @@ from probgen.emissions.bernoulli import Bernoulli
 from probgen.emissions.categorical import Categorical
 from probgen.emissions.discretised import Discretised, DiscretisedNormal
 from probgen.emissions.emission import Emission, start_responsibilities
+from probgen.emissions.factor import FactorNormal
 from probgen.emissions.gamma import Gamma
 from probgen.emissions.histogram import Histogram, HistogramDensity
 from probgen.emissions.negativebinomial import NegativeBinomial
@@ -21,7 +22,7 @@ from probgen.emissions.regression import LinearRegression
 from probgen.emissions.studentt import StudentT
 
 __all__ = [
-    "Autoregressive", "Bernoulli", "Categorical", "Discretised", "DiscretisedNormal", "Emission", "Gamma",
+    "Autoregressive", "Bernoulli", "Categorical", "Discretised", "DiscretisedNormal", "Emission", "FactorNormal", "Gamma",
     "Histogram", "HistogramDensity", "LinearRegression", "LogNormal", "NegativeBinomial", "Normal", "NormalMixture",
     "Poisson", "Product", "Program", "StudentT",
     "for_event", "start_responsibilities",

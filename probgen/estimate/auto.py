@@ -1,72 +1,168 @@
 """The ladder: what ``log_prob`` does for a latent-variable model when no estimator is named."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from probgen.errors import ParameterError
-from probgen.estimate.bound import Weights, log_mean, quality, refuse_without_guide, reliable
+from probgen.estimate.anneal import anneal
+from probgen.estimate.hmc import Plan
+from probgen.estimate.pilot import SEARCH, Verdict, judge, misses_a_mode
+from probgen.estimate.weights import WIDENINGS, Weights, at_least, call, log_mean, refuse_without_guide
 from probgen.logprob import Kind, LogProb
 
 __all__ = ["Ladder"]
 
+_NAMES = ("nats", "stderr", "ess", "pareto_k", "samples", "temperatures")
+_GRADIENT = 3  # density evaluations that one with its gradient costs
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Ladder:
-    """IWAE with more and more draws, row by row, until a pilot finds the row reliable or its budget is spent.
+    """IWAE, then more draws, then AIS, row by row, until a pilot finds the row reliable or its budget is spent.
 
-    Every rung draws a pilot that only decides, and fresh draws that are reported. Rows are lower bounds; a row that
-    never became reliable has no standard error. A row's budget is a number of density evaluations: twice the sum of
-    the rungs.
+    Every rung draws a pilot that only decides, and fresh draws that are reported. From the second rung on the guide is
+    widened on active latents (``IWAE.widen``); rows whose effective sample size can't reach 400 on any rung of draws go
+    straight to annealing, from a standard normal where the guide misses a mode, else from the guide. Rows are lower
+    bounds; a row that never became reliable has no standard error, and the last rung's number.
 
     Arguments:
         rungs: Draws a row, rising.
+        temperatures: Of annealing, rising; () for none.
+        chains: Of annealing.
+        budget: Density evaluations a row, one with its gradient counted as three; a rung that could exceed it is not
+            climbed. Never shared between rows.
+
+    Diagnostics, a row: ``ess``, ``pareto_k``, ``samples`` (draws or chains) and ``temperatures`` (1 for draws).
     """
 
     rungs: tuple[int, ...] = (500, 2000, 8000)
+    temperatures: tuple[int, ...] = (50, 200)
+    chains: int = 16
+    budget: int = 150_000
+    draws: tuple[int, ...] = field(init=False, compare=False)
+    plans: tuple[int, ...] = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        rungs = self.rungs
-        whole = isinstance(rungs, tuple | list) and all(type(r) is int or isinstance(r, np.integer) for r in rungs)
-        if not whole or not rungs or min(rungs) < 2 or list(rungs) != sorted(set(rungs)):
-            raise ParameterError(f"rungs={rungs!r}", "rising numbers of draws, such as (500, 2000, 8000)")
-        object.__setattr__(self, "rungs", tuple(map(int, rungs)))
+        at_least("chains", self.chains, 2)
+        at_least("budget", self.budget, 1)
+        for name, least in (("rungs", 1), ("temperatures", 0)):
+            object.__setattr__(self, name, _rising(name, getattr(self, name), least))
+        left, kept = self.budget, []
+        for kind, size in [*(("draws", r) for r in self.rungs), *(("plans", t) for t in self.temperatures)]:
+            left -= self.cost(kind, size)
+            kept += [(kind, size)] if left >= 0 else []
+        for name in ("draws", "plans"):
+            object.__setattr__(self, name, tuple(size for kind, size in kept if kind == name))
+        if not self.draws:
+            least = self.cost("draws", self.rungs[0])
+            raise ParameterError(f"budget={self.budget}", f"at least {least} evaluations for {self.rungs[0]} draws")
+
+    def __repr__(self) -> str:
+        return call(self, "rungs")
+
+    def cost(self, kind: str, size: int) -> int:
+        """Evaluations that a rung of "draws" or of "plans" (annealing) takes at most."""
+        if kind == "draws":  # widening, pilot and main
+            return (2 if size == self.rungs[0] else 2 + WIDENINGS) * size + _GRADIENT * SEARCH
+        crossings = 3 if size == self.temperatures[0] else 2  # pilot, main, and the pilot from the prior
+        return _GRADIENT * (crossings * self._plan(size).evaluations + SEARCH) + WIDENINGS * 500
+
+    def _plan(self, temperatures: int, start: str = "guide") -> Plan:
+        return Plan(self.chains, temperatures, 2, start)
 
     def __call__(self, model: Any, x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
         if refusal := refuse_without_guide(model, len(x), self):
             return refusal
         weights = Weights(model, x, given, generator)
-        n = len(weights.streams)
-        columns = {
-            name: torch.full((n,), math.nan, dtype=torch.float64)
-            for name in ("nats", "stderr", "ess", "pareto_k", "samples")
-        }
-        open_rows = torch.arange(n)
-        for samples in self.rungs:
-            part = weights[open_rows]
-            pilot = part.draw(samples, f"pilot{samples}")
-            ess, k = quality(pilot)
-            good = reliable(ess, k, samples)
-            done = good if samples != self.rungs[-1] else torch.ones_like(good)
-            if done.any():
-                nats, stderr = log_mean(part[done.nonzero()[:, 0]].draw(samples, f"main{samples}"))
-                stderr = torch.maximum(stderr, log_mean(pilot[:, done])[1])
-                found = (
-                    nats,
-                    torch.where(good[done], stderr, math.nan),
-                    ess[done],
-                    k[done],
-                    torch.full_like(nats, samples),
-                )
-                for column, values in zip(columns.values(), found, strict=True):
-                    column[open_rows[done]] = values
-            open_rows = open_rows[~done]
-            if not len(open_rows):
+        found = {name: torch.full((len(weights),), math.nan, dtype=torch.float64) for name in _NAMES}
+        left, nats = self._draw(weights, found)
+        if len(left):
+            blind = self._blind(weights[left], nats)
+            for start, rows in (("guide", left[~blind]), ("prior", left[blind])):
+                self._anneal(weights, rows, start, found)
+        by, columns = self._by(found), {name: values.numpy() for name, values in found.items()}
+        values, stderr = columns.pop("nats"), columns.pop("stderr")
+        return LogProb(Kind.LOWER, values, by=by, stderr=stderr, draws=weights.streams, diagnostics=columns)
+
+    def _draw(self, weights: Weights, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Climbs the rungs of draws; returns the rows left over and what their last pilots say of log p(x)."""
+        rows, scale = torch.arange(len(weights)), None
+        left, nats = [torch.arange(0)], [torch.zeros(0, dtype=torch.float64)]
+        for samples in self.draws:
+            pilot, last = judge(weights[rows], samples, scale), samples == self.draws[-1]
+            done = pilot.trusted | (torch.tensor(last) & (not self.plans))
+            self._report(weights, rows[done], samples, pilot.of(done), None if scale is None else scale[done], found)
+            lost = ~done & (last | self._hopeless(pilot, samples))
+            left.append(rows[lost])
+            nats.append(pilot.nats[lost])
+            rows = rows[~done & ~lost]
+            if not len(rows):
                 break
-        nats, stderr, *rest = columns.values()
-        diagnostics = dict(zip(("ess", "pareto_k", "samples"), map(np.asarray, rest), strict=True))
-        by = f"IWAE(samples={'..'.join(str(int(s)) for s in sorted({rest[2].min().item(), rest[2].max().item()}))})"
-        return LogProb(Kind.LOWER, nats, by=by, stderr=stderr.numpy(), draws=weights.streams, diagnostics=diagnostics)
+            scale = weights[rows].widening(samples)
+        return torch.cat(left), torch.cat(nats)
+
+    def _blind(self, weights: Weights, nats: Tensor) -> Tensor:
+        """Rows whose guide misses a mode, and that chains from a standard normal come about as near to."""
+        plan = self._plan(self.plans[0], "prior")
+        blind = misses_a_mode(weights, None, nats, plan.evaluations)
+        rows = blind.nonzero()[:, 0]
+        for some, bridge in plan.bridges(weights[rows]):
+            near = log_mean(bridge.forward("start").log_w)[0] > nats[rows[some]] - 1
+            blind[rows[some]] = near
+        return blind
+
+    def _hopeless(self, pilot: Verdict, samples: int) -> Tensor:
+        """Rows that no more draws can help, where there is annealing to go to."""
+        out_of_reach = pilot.ess / samples * self.draws[-1] < 400
+        return (out_of_reach | pilot.missed) & bool(self.plans)
+
+    def _report(
+        self,
+        weights: Weights,
+        rows: Tensor,
+        samples: int,
+        pilot: Verdict,
+        scale: Tensor | None,
+        found: dict[str, Tensor],
+    ) -> None:
+        if not len(rows):
+            return
+        nats, stderr = log_mean(weights[rows].draw(samples, f"main{samples}", scale))
+        stderr = torch.where(pilot.trusted, torch.maximum(stderr, pilot.stderr), math.nan)
+        sizes = [torch.full_like(nats, size) for size in (samples, 1)]
+        for name, values in zip(_NAMES, (nats, stderr, pilot.ess, pilot.pareto_k, *sizes), strict=True):
+            found[name][rows] = values
+
+    def _anneal(self, weights: Weights, rows: Tensor, start: str, found: dict[str, Tensor]) -> None:
+        for temperatures in self.plans:
+            if not len(rows):
+                return
+            last = temperatures == self.plans[-1]
+            columns = anneal(weights[rows], self._plan(temperatures, start), final=last)
+            for name in _NAMES:
+                found[name][rows] = columns[name]
+            rows = rows[columns["nats"].isnan()]
+
+    def _by(self, found: dict[str, Tensor]) -> str:
+        annealed, parts = found["temperatures"] > 1, []
+        if not annealed.all() or not len(annealed):
+            parts.append(f"IWAE(samples={_span(found['samples'][~annealed])})")
+        if annealed.any():
+            parts.append(f"AIS(chains={self.chains}, temperatures={_span(found['temperatures'][annealed])})")
+        return " | ".join(parts)
+
+
+def _rising(name: str, sizes: Any, least: int) -> tuple[int, ...]:
+    whole = isinstance(sizes, tuple | list) and all(type(s) is int or isinstance(s, np.integer) for s in sizes)
+    if not whole or len(sizes) < least or min(sizes, default=2) < 2 or list(sizes) != sorted(set(sizes)):
+        raise ParameterError(f"{name}={sizes!r}", "rising whole numbers from 2, such as (500, 2000, 8000)")
+    return tuple(map(int, sizes))
+
+
+def _span(sizes: Tensor) -> str:
+    return "..".join(str(int(s)) for s in sorted({sizes.min().item(), sizes.max().item()})) if len(sizes) else ""

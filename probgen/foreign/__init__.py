@@ -34,33 +34,41 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"probgen.foreign has no {name!r}; it has: {', '.join([*__all__, *_FROM])}")
 
 
-def wrap(foreign: Any) -> Any:
+def wrap(foreign: Any, **options: Any) -> Any:
     """A foreign fitted model as one of ours, with the same likelihood.
 
     Arguments:
         foreign: A fitted hmmlearn model (CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM); Pyro's DiscreteHMM; a pgmpy
             DiscreteBayesianNetwork, LinearGaussianBayesianNetwork, DiscreteMarkovNetwork or FactorGraph; the path of a
-            network file (.bif, .bif.gz, .net, .uai, .xdsl, .xmlbif).
+            network file (.bif, .bif.gz, .net, .uai, .xdsl, .xmlbif). Or a Pyro program: ``(model, guide)``, the guide a
+            function, an autoguide, the class of one or None (AutoNormal); or a model alone.
+        **options: Of a Pyro program only: ``event=`` (needed), and those of ``PyroProgram``.
 
     Returns:
         A fitted HMM; for a DiscreteHMM the distribution HiddenMarkov, in our convention of the first step; a fitted
-        BayesianNetwork; a MarkovField of a field, also from a .uai file that says MARKOV.
+        BayesianNetwork; a MarkovField of a field, also from a .uai file that says MARKOV; a PyroProgram, to be fitted
+        (``fitted=True`` where it was trained outside).
 
     Raises:
         StructureError: of a kind that has no counterpart here.
         NotFittedError: without parameters.
         StoreError: a file that can't be read.
     """
+    library = type(foreign).__module__.partition(".")[0]
+    if isinstance(foreign, tuple) or (library not in _FROM and callable(foreign)):
+        library = "pyro"
+    elif options:
+        name = type(foreign).__name__
+        raise ParameterError(f"{', '.join(options)} for a {name}", "options of a Pyro program only", "Leave them out")
     if isinstance(foreign, str | PathLike):
         return _read(Path(fspath(foreign)))
-    library = type(foreign).__module__.partition(".")[0]
     if library not in _FROM:
         raise StructureError(
             f"A {type(foreign).__module__}.{type(foreign).__qualname__}",
             f"a fitted model of {' or '.join(sorted(_FROM))}",
-            "A Pyro program of discrete sites: BayesianNetwork.from_pyro(program)" if callable(foreign) else "",
+            "Or a Pyro program: wrap((model, guide), event=...)",
         )
-    return importlib.import_module(_FROM[library]).wrap(foreign)
+    return importlib.import_module(_FROM[library]).wrap(foreign, **options)
 
 
 def _read(path: Path) -> Any:

@@ -30,6 +30,8 @@ class Mixture(GenerativeModel):
         components: How many, K.
         emission: p_k, from ``probgen.emissions``; None takes the one that suits the event (full-covariance normals for
             reals, tables for few levels, discretised normals for many levels and rounded reals, a product for tables).
+            ``FactorNormal(dim, rank)`` makes a mixture of factor analysers, with ``noise="spherical"`` of
+            probabilistic PCA; one component is plain factor analysis or PPCA.
 
     Dempster, Laird and Rubin (1977). Each restart begins at k-means++ centres; the best optimum is kept and the spread
     of optima reported. Likelihoods in nats; ``aic``, ``bic`` after a fit.

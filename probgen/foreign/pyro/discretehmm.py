@@ -8,10 +8,10 @@ import torch
 from probgen.errors import ParameterError, StructureError
 from probgen.models.hmm import HMM, HiddenMarkov
 
-__all__ = ["export", "wrap"]
+__all__ = ["export", "from_discrete"]
 
 
-def wrap(foreign: Any) -> HiddenMarkov:
+def from_discrete(foreign: Any) -> HiddenMarkov:
     """A DiscreteHMM of a known duration as HiddenMarkov: its first move is taken into the initial distribution."""
     if not isinstance(foreign, dist.DiscreteHMM):
         raise StructureError(f"Pyro's {type(foreign).__name__}", "a DiscreteHMM")
