@@ -197,16 +197,16 @@ def test_a_network_is_drawn_in_every_form(net, tmp_path):
 
 def test_nodes_have_the_colour_of_their_kind(net):
     pixels = image(plot(net, engine="own").png)
-    for colour in plots._STATES[:3]:  # category, real, count
+    for colour in plots.canvas.STATES[:3]:  # category, real, count
         assert has(pixels, colour) > 50
-    assert has(pixels, plots._STATES[3]) == 0
-    assert has(image(plot(net.do({"b": 1.0}), engine="own").png), plots._STATES[3]) > 50  # set
+    assert has(pixels, plots.canvas.STATES[3]) == 0
+    assert has(image(plot(net.do({"b": 1.0}), engine="own").png), plots.canvas.STATES[3]) > 50  # set
 
 
 def test_bars_are_as_long_as_their_probabilities(net):
     nodes = ["a", "b"]
     long, short = (
-        has(image(plots.network(nodes, bars={"a": [("yes", p)], "b": []}, engine="own")), plots._ACCENT)
+        has(image(plots.network(nodes, bars={"a": [("yes", p)], "b": []}, engine="own")), plots.canvas.ACCENT)
         for p in (0.9, 0.1)
     )
     assert long > short + 500

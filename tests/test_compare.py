@@ -8,6 +8,7 @@ import torch
 
 import probgen as pg
 from probgen import plots
+from probgen.plots import canvas
 from probgen.errors import DataError, FitError, Incomparable, ParameterError
 from probgen.evaluate.compare import Comparison, Entry, column_names, compare, fit_suitable, format_cell, panels
 from probgen.evaluate.samples import csv_lines, sample_table
@@ -272,14 +273,14 @@ def test_the_cells_of_an_array_are_named_by_their_place():
 @pytest.fixture
 def drawn(monkeypatch):
     """What plots.samples draws: the axes of its last figure."""
-    kept, make = [], plots._figure
+    kept, make = [], canvas.grid
 
     def keeping(*args):
         figure, axes = make(*args)
         kept[:] = axes
         return figure, axes
 
-    monkeypatch.setattr(plots, "_figure", keeping)
+    monkeypatch.setattr(canvas, "grid", keeping)
     return kept
 
 

@@ -19,7 +19,7 @@ DOORS = {
     "dask": {"evaluate/table.py"},
     "diffusers": {"foreign/diffusers.py"},
     "hmmlearn": {"foreign/hmmlearn.py"},
-    "matplotlib": {"plots.py"},
+    "matplotlib": {"plots"},
     "narwhals": {"frames"},
     "pgmpy": {"foreign/pgmpy"},
     "pyarrow": {"frames"},
@@ -55,7 +55,7 @@ def trespasses(path, room):
 
 def room_of(path):
     room = path.relative_to(ROOT / "probgen").as_posix()
-    folders = ("events", "foreign/pgmpy", "frames")
+    folders = ("events", "foreign/pgmpy", "frames", "plots")
     return next((folder for folder in folders if room.startswith(f"{folder}/")), room)
 
 

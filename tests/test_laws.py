@@ -20,12 +20,13 @@ from scipy import stats
 from probgen import store
 from probgen.errors import DataError, NotFittedError, ParameterError, ProbgenError, ShapeError, StructureError
 from probgen.estimate import ELBO, IWAE, Enumerate
-from probgen.events import Array, Category, Count, Panel, Ragged, Real, Record, Series, Table, Text, arguments
+from probgen.events import Array, Category, Count, Panel, Ragged, Real, Record, Series, Table, Text, arguments, row_hash
 from probgen.logprob import Kind
 from probgen.model import GenerativeModel, Latent, pyro_pair
 
 ALPHA = 2e-6  # false-alarm rate of one statistical test; some fifty of them make 1e-4
 QUICK = {
+    "Flow": {"steps": 30, "batch_size": 64},
     "VAE": {"steps": 400, "learning_rate": 0.01},
     "GAN": {"steps": 30},
     "Mixture": {"restarts": 1},
@@ -33,6 +34,7 @@ QUICK = {
     "StateSpace": {"restarts": 1, "max_iter": 20},
 }
 SMALL = {
+    "Flow": {"layers": 2, "hidden": (16,), "bins": 5},
     "HMM": {"states": 2},
     "VAE": {"latent_dim": 1, "hidden": (16,)},
     "GAN": {"latent_dim": 2, "hidden": (16,)},
@@ -82,6 +84,10 @@ def draw_data():
             Table({"u": Category((0, 1, 2)), "w": Category(("no", "yes"))}),
             {"u": np.minimum(level, 2), "w": np.where(level + rng.integers(2, size=n) > 1, "yes", "no")},
         ),
+        "mixed": (
+            Table({"length": Real("cm"), "colour": columns["colour"], "visits": Count()}, missing=False),
+            {name: values[:60] for name, values in {**table, "length": z[:, 0]}.items()},
+        ),
         "reals": (Table({"a": Real(), "b": Real()}, missing=False), pair),
         "series": (Series(levels=3), [rng.choice(3, p=(0.7, 0.2, 0.1), size=1 + i % 7) for i in range(n)]),
         "real series": (Series((2,)), [gappy(rng, 1 + i % 4) for i in range(60)]),
@@ -94,24 +100,43 @@ def draw_data():
 
 
 DATA = draw_data()
-CASES = [(f, e) for f in store.FAMILIES for e in DATA if store.family(f).suits(DATA[e][0]) is None]
-IDS = [f"{f}-{e}" for f, e in CASES]
+NO_GAPS = {"Flow": "the marginal of some cells of a flow has no closed form: rows with gaps are refused"}
+WITH_GAPS = {"table"}
+CASES = [
+    (f, e)
+    for f in store.FAMILIES
+    for e in DATA
+    if store.family(f).suits(DATA[e][0]) is None and not (f in NO_GAPS and e in WITH_GAPS)
+]
 _fitted = {}
+
+
+def unfitted(family, event):
+    """A small model for that event."""
+    return store.family(family).for_event(DATA[event][0], **SMALL.get(family, {}))
+
+
+# Not the class: a flow is exact on reals and a latent-variable model on rounded cells
+LATENT = [case for case in CASES if isinstance(unfitted(*case), Latent)]
 
 
 def fitted(family, event):
     """A quickly fitted model, made once."""
     if (family, event) not in _fitted:
-        made = store.family(family).for_event(DATA[event][0], **SMALL.get(family, {}))
+        made = unfitted(family, event)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             _fitted[family, event] = made.fit(DATA[event][1], seed=3, **QUICK.get(family, {}))
     return _fitted[family, event]
 
 
+OF_THE_EXACT = {"exact", "program scores"}  # latent cases are held to quadrature and to their traces instead
+
+
 def every(law, events=None):
     """The (family, event) pairs that a law speaks about."""
     chosen = [c for c in CASES if (law, c[0]) not in DOES_NOT_APPLY and (events is None or c[1] in events)]
+    chosen = [c for c in chosen if law not in OF_THE_EXACT or c not in LATENT]
     assert chosen, law
     return pytest.mark.parametrize(("family", "event"), chosen, ids=[f"{f}-{e}" for f, e in chosen])
 
@@ -140,6 +165,25 @@ def tolerance(model):
 def test_every_family_is_tried_on_some_event_and_every_exemption_is_of_a_family():
     assert {f for f, _ in CASES} == set(store.FAMILIES)
     assert {f for _, f in DOES_NOT_APPLY} <= set(store.FAMILIES)
+    assert NO_GAPS.keys() <= set(store.FAMILIES)
+
+
+@pytest.mark.parametrize("family", NO_GAPS)
+def test_a_family_that_can_not_integrate_gaps_out_names_the_first_by_row_and_column(family):
+    x = DATA["table"][1]
+    row = int(np.ma.getmaskarray(x["length"]).argmax())
+    model = unfitted(family, "table").fit({**x, "length": DATA["single"][1]}, seed=0, **QUICK.get(family, {}))
+    for verb in (model.log_prob, unfitted(family, "table").fit):
+        with pytest.raises(DataError, match=f"Row {row}, column length is missing") as caught:
+            verb(x)
+        assert caught.value.wanted
+        assert caught.value.do
+
+
+def test_a_flow_is_exact_on_reals_and_a_latent_model_where_cells_are_rounded():
+    on = {e for f, e in LATENT if f == "Flow"}
+    assert on == {"levels", "binary", "rounded", "count", "categories", "mixed"}
+    assert {e for f, e in CASES if f == "Flow"} - on == {"real", "single", "positive", "unit", "reals"}
 
 
 @pytest.mark.parametrize("family", store.FAMILIES)
@@ -269,7 +313,6 @@ def test_sampled_sequences_follow_the_masses_and_a_wrong_temperature_is_caught(f
     assert goodness(counts, tempered(p)) < ALPHA
 
 
-LATENT = [c for c in CASES if isinstance(store.family(c[0]), type) and hasattr(store.family(c[0]), "_log_joint")]
 latent_cases = pytest.mark.parametrize(("family", "event"), LATENT, ids=[f"{f}-{e}" for f, e in LATENT])
 
 
@@ -288,20 +331,29 @@ def test_the_hooks_of_a_latent_model_are_its_traces(family, event):
 
 
 def by_quadrature(model, x):
-    """log p(x) of a model with one latent number, by the trapezoidal rule: an oracle without draws."""
-    points = torch.linspace(-9, 9, 3001, dtype=torch.float64)
+    """log p(x) of a model with up to four latent numbers, by the trapezoidal rule: an oracle without draws."""
+    rows, back = torch.unique(x, dim=0, return_inverse=True)
+    end, steps = {1: (9, 3000), 2: (5, 60), 3: (5, 24), 4: (5, 12)}[model.latent_dim]
+    side = torch.linspace(-end, end, steps + 1, dtype=torch.float64)
+    points = torch.cartesian_prod(*[side] * model.latent_dim).reshape(-1, 1, model.latent_dim)
     with torch.no_grad():
-        joint = copy.deepcopy(model).double()._log_joint(x, points[:, None, None].expand(-1, len(x), 1), None)
-    return (joint.logsumexp(0) + math.log(18 / 3000)).numpy()
+        joint = copy.deepcopy(model).double()._log_joint(rows, points.expand(-1, len(rows), -1), None)
+    return (joint.logsumexp(0) + model.latent_dim * math.log(2 * end / steps))[back].numpy()
 
 
 @latent_cases
 def test_bounds_stand_in_order_below_the_truth(family, event):
-    model, x = fitted(family, event), DATA[event][1]
-    truth = by_quadrature(model, model.event.check(x).x)
-    answers = [model.log_prob(x, by=by, seed=2) for by in (ELBO(200), IWAE(5), IWAE(200))]
-    assert all(lp.kind is Kind.LOWER for lp in answers)
-    ladder = [*(lp.nats for lp in answers), truth]
+    model, about = fitted(family, event), DATA[event][0]
+    checked = about.check(DATA[event][1])
+    first = np.unique(row_hash(checked.x), return_index=True)[1]  # equal rows share draws: each counts once a seed
+    x, seeds = rows_of(about, checked, first), range(2, 2 + math.ceil(150 / len(first)))
+    truth = np.tile(by_quadrature(model, checked.x[torch.as_tensor(first)]), len(seeds))
+    ladder = []
+    for by in (ELBO(200), IWAE(5), IWAE(200)):
+        answers = [model.log_prob(x, by=by, seed=seed) for seed in seeds]
+        assert all(lp.kind is Kind.LOWER for lp in answers)
+        ladder.append(np.concatenate([lp.nats for lp in answers]))
+    ladder.append(truth)
     for lower, upper in itertools.pairwise(ladder):
         assert one_sided_p(upper - lower) > ALPHA
     assert one_sided_p(ladder[2] - ladder[3] - 0.3) < ALPHA  # the twin: a bound 0.3 nats too high is caught
@@ -416,9 +468,7 @@ def test_saved_and_loaded_models_give_the_same_bits(family, event, tmp_path):
 @every("seeds")
 def test_the_same_seed_gives_the_same_answer(family, event):
     model, x = fitted(family, event), DATA[event][1]
-    twin = (
-        store.family(family).for_event(DATA[event][0], **SMALL.get(family, {})).fit(x, seed=3, **QUICK.get(family, {}))
-    )
+    twin = unfitted(family, event).fit(x, seed=3, **QUICK.get(family, {}))
     for name, value in model.state_dict().items():
         assert torch.equal(value, twin.state_dict()[name]), name
     assert str(model.sample(9, seed=1)) == str(twin.sample(9, seed=1))
@@ -428,7 +478,7 @@ def test_the_same_seed_gives_the_same_answer(family, event):
 
 @every("deepcopy")
 def test_a_deep_copy_works_after_every_verb(family, event):
-    fresh = store.family(family).for_event(DATA[event][0], **SMALL.get(family, {}))
+    fresh = unfitted(family, event)
     model = copy.deepcopy(copy.deepcopy(fresh).fit(DATA[event][1], seed=3, **QUICK.get(family, {})))
     model.sample(2)
     model.log_prob(DATA[event][1])
@@ -454,7 +504,7 @@ def process_state():
 @every("global state")
 def test_no_verb_touches_global_state(family, event):
     before = process_state()
-    model = store.family(family).for_event(DATA[event][0], **SMALL.get(family, {}))
+    model = unfitted(family, event)
     model.fit(DATA[event][1], seed=3, **QUICK.get(family, {}))
     model.sample(3)
     model.log_prob(DATA[event][1])
@@ -535,7 +585,7 @@ def test_verbs_can_not_be_overridden_nor_submodules_bear_their_names():
 
 @every("arguments")
 def test_wrong_arguments_are_refused(family, event):
-    fresh = store.family(family).for_event(DATA[event][0], **SMALL.get(family, {}))
+    fresh = unfitted(family, event)
     for verb in (lambda: fresh.sample(3), lambda: fresh.log_prob(DATA[event][1])):
         with pytest.raises(NotFittedError, match="fit"):
             verb()

@@ -8,6 +8,7 @@ import pytest
 
 from probgen import plots
 from probgen.errors import ParameterError, StoreError
+from probgen.plots import canvas
 
 RNG = np.random.default_rng(2)
 COUNTS = RNG.poisson(9, 60).astype(float)
@@ -19,13 +20,13 @@ MATRIX = np.array([[0.9, 0.1, 0.0], [0.3, 0.695, 0.005], [0.0, 0.25, 0.75]])
 @pytest.fixture
 def page(monkeypatch):
     """The last figure that was saved."""
-    kept, save = [], plots._save
+    kept, save = [], canvas.save
 
     def keeping(figure, path):
         save(figure, path)
         kept[:] = [figure]
 
-    monkeypatch.setattr(plots, "_save", keeping)
+    monkeypatch.setattr(canvas, "save", keeping)
     return lambda: kept[0]
 
 

@@ -115,7 +115,7 @@ def reverse_ais(
     if tuple(chains.shape) != (by.chains, len(weights), model.latent_dim):
         wanted = f"({by.chains}, {len(weights)}, {model.latent_dim}), or the last two of these"
         raise ShapeError(f"z of shape {tuple(z.shape)}", wanted, "One draw a chain and row")
-    parts = []
+    parts = [torch.zeros(by.chains, 0, dtype=torch.float64)]
     for rows, bridge in by.plan.bridges(weights):
         steps = bridge.forward(f"pilot {by.plan}").steps
         parts.append(backward(bridge, chains[:, rows], steps))

@@ -9,6 +9,7 @@ import torch
 
 from probgen.errors import ParameterError
 from probgen.estimate.pilot import judge
+from probgen.estimate.refine import refine
 from probgen.estimate.weights import Weights, at_least, call, log_mean, quality, refuse_without_guide, reliable
 from probgen.logprob import Kind, LogProb
 
@@ -55,6 +56,7 @@ class IWAE:
         samples: Draws a row.
         widen: Whether another pilot may widen the guide of a row, on its active latents (those whose
             guide is narrower than the prior): a guide that is too narrow hides the tails that it misses.
+        refine: Whether a normal at the posterior's mode may take the guide's place, row by row.
 
     Diagnostics, a row: ``ess`` and ``pareto_k`` of the pilot, ``samples``. Burda, Grosse and Salakhutdinov (2016),
     eq. 8; Vehtari et al. (2024) for Pareto k.
@@ -62,11 +64,13 @@ class IWAE:
 
     samples: int = 500
     widen: bool = False
+    refine: bool = False
 
     def __post_init__(self) -> None:
         at_least("samples", self.samples, 2)
-        if not isinstance(self.widen, bool):
-            raise ParameterError(f"widen={self.widen!r}", "True or False")
+        for name in ("widen", "refine"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(f"{name}={getattr(self, name)!r}", "True or False")
 
     def __repr__(self) -> str:
         return call(self, "samples")
@@ -75,6 +79,8 @@ class IWAE:
         if refusal := refuse_without_guide(model, len(x), self):
             return refusal
         weights = Weights(model, x, given, generator)
+        if self.refine:
+            weights = refine(weights, torch.arange(len(weights)))
         scale = weights.widening(self.samples) if self.widen else None
         pilot = judge(weights, self.samples, scale)
         nats, stderr = log_mean(weights.draw(self.samples, "main", scale))

@@ -226,5 +226,5 @@ class _Sizes:
 
     def seen(self) -> tuple[Tensor, Tensor]:
         if not self.used:
-            return torch.zeros(0, self.rows), torch.ones(0, self.rows)
+            return torch.zeros(2, 0, self.rows, dtype=torch.float64).unbind()
         return torch.stack(self.used), torch.stack(self.shares)

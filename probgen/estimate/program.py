@@ -90,9 +90,11 @@ class Program:
                 continue
             if type(site["fn"]).__name__ == "_Subsample":
                 _refuse_subsample(name, site)
-            elif site["is_observed"]:
+                continue
+            _refuse_scale(name, site)
+            if site["is_observed"]:
                 cells += site["value"].numel()
-            elif site["fn"].has_enumerate_support or not site["value"].is_floating_point():
+            elif site["fn"].support.is_discrete or not site["value"].is_floating_point():
                 raise StructureError(
                     f"The latent {name!r} is discrete", "continuous latents", "Sum it out in the program"
                 )
@@ -174,6 +176,13 @@ def _refuse_subsample(name: str, site: Any) -> None:
             f"The plate {name!r} takes {plate.subsample_size} of {plate.size} rows",
             "all rows: a subsample's scaled score is no likelihood",
             "Leave out subsample_size",
+        )
+
+
+def _refuse_scale(name: str, site: Any) -> None:
+    if bool((torch.as_tensor(site["scale"]) != 1).any()):
+        raise StructureError(
+            f"The site {name!r} is scaled", "a scale of one: a weighted score is no likelihood", "Leave out poutine.scale"
         )
 
 

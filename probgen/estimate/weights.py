@@ -1,10 +1,11 @@
 """Importance weights under a guide: each row's own draws, what they say of log p(x), and when to trust the error."""
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from probgen.logprob import LogProb
 from probgen.model import Latent
 
 __all__ = [
+    "Frame",
     "Weights",
     "at_least",
     "call",
@@ -62,10 +64,27 @@ def standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.to(torch.float64).square() + _LOG_2PI).sum(-1)
 
 
+class Frame(NamedTuple):
+    """Another normal in the guide's noise, a row: N(centre, factor factor^T), (n, D) and (n, D, D), float64."""
+
+    centre: Tensor
+    factor: Tensor
+
+    def move(self, noise: Tensor) -> Tensor:
+        """Its draws from standard normal noise (S, n, D)."""
+        return self.centre + torch.einsum("nij,snj->sni", self.factor, noise.to(torch.float64))
+
+    @property
+    def log_volume(self) -> Tensor:
+        """log |det factor|, (n,)."""
+        return torch.linalg.slogdet(self.factor).logabsdet
+
+
 class Weights:
     """Log importance weights of rows whose streams depend on the seed and the row's content alone.
 
     Everything happens in the guide's noise u, where the guide is N(0, I): log w(u) = log p(x, z(u)) - log q(z(u) | x).
+    With a frame the guide is another normal, and the noise is that of the frame.
 
     Arguments:
         model: Latent.
@@ -75,10 +94,8 @@ class Weights:
 
     def __init__(self, model: Any, x: Any, given: Any, generator: torch.Generator) -> None:
         self.model, self.x, self.given = model, x, given
-        seed = np.uint64(generator.initial_seed() % 2**64)
-        self.streams = row_hash(
-            (row_hash(x) ^ row_hash(np.array([seed]).view(np.int64)[:, None]))[:, None].view(np.int64)
-        )
+        self.frame: Frame | None = None
+        self.streams = np.zeros(0, np.uint64) if not len(x) else _mixed(row_hash(x), generator.initial_seed())
 
     def __len__(self) -> int:
         return len(self.streams)
@@ -87,7 +104,14 @@ class Weights:
         part = object.__new__(Weights)
         part.model, part.x, part.streams = self.model, take(self.x, rows), self.streams[rows.numpy()]
         part.given = None if self.given is None else take(self.given, rows)
+        part.frame = None if self.frame is None else Frame(self.frame.centre[rows], self.frame.factor[rows])
         return part
+
+    def framed(self, frame: Frame) -> "Weights":
+        """The same rows and streams with another guide."""
+        other = copy.copy(self)
+        other.frame = frame
+        return other
 
     @property
     def cells(self) -> int:
@@ -105,7 +129,7 @@ class Weights:
         Arguments:
             scale: Widens the guide's noise, (n, latent_dim).
         """
-        parts = []
+        parts = [torch.zeros(samples, 0, dtype=torch.float64)]
         for rows in self.blocks(min(samples, 64)):
             part, own = self[rows], None if scale is None else scale[rows]
             step = max(1, _CACHE // (self.cells * len(rows)))
@@ -116,13 +140,13 @@ class Weights:
     def at(self, noise: Tensor, scale: Tensor | None = None) -> Tensor:
         """Log weights of noise (S, n, latent_dim) under the guide, or under one wider by ``scale``."""
         u = noise if scale is None else noise * scale
-        z, log_q = self.model._propose(self.x, self.given, u)
-        log_w = self.model._log_joint(self.x, z, self.given).to(torch.float64) - log_q.to(torch.float64)
+        z, log_q = self._propose(u)
+        log_w = self.model._log_joint(self.x, z, self.given).to(torch.float64) - log_q
         return log_w if scale is None else log_w + standard_normal(u) - standard_normal(noise) + scale.log().sum(-1)
 
     def log_q(self, noise: Tensor, scale: Tensor | None = None) -> Tensor:
         """log q(z(noise) | x) of the guide, or of one wider by ``scale``, (S, n), float64."""
-        log_q = self.model._propose(self.x, self.given, noise)[1].to(torch.float64)
+        log_q = self._propose(noise)[1]
         if scale is None:
             return log_q
         return log_q - standard_normal(noise) + standard_normal(noise / scale) - scale.log().sum(-1)
@@ -160,7 +184,16 @@ class Weights:
 
     def place(self, noise: Tensor) -> Tensor:
         """z(noise), (S, n, latent_dim), float64."""
-        return self.model._propose(self.x, self.given, noise)[0].to(torch.float64)
+        return self._propose(noise)[0].to(torch.float64)
+
+    def _propose(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """z(noise) in the model's own type, and log q(z | x), (S, n), float64."""
+        if self.frame is None:
+            z, log_q = self.model._propose(self.x, self.given, noise)
+            return z, log_q.to(torch.float64)
+        u = self.frame.move(noise)
+        z, log_q = self.model._propose(self.x, self.given, u)
+        return z, log_q.to(torch.float64) - standard_normal(u) + standard_normal(noise) - self.frame.log_volume
 
     @torch.enable_grad()
     def _slope(self, noise: Tensor) -> Tensor:
@@ -179,7 +212,7 @@ class Weights:
         """
         scale = torch.ones(len(self), self.model.latent_dim, dtype=torch.float64)
         rows = torch.arange(len(self))
-        for i in range(WIDENINGS):
+        for i in range(WIDENINGS if len(self) else 0):
             factor = torch.cat([self[rows[r]]._widen(scale[rows[r]], samples, i) for r in self[rows].blocks(samples)])
             scale[rows] *= factor
             rows = rows[factor.amax(1) == _FACTORS[-1]]
@@ -196,6 +229,11 @@ class Weights:
         second = torch.stack([(2 * log_f + log_q[-1] - own).logsumexp(0) for own in log_q])  # moment of each one's w
         best = second.nan_to_num(nan=math.inf).argmin(0)
         return scales[best, torch.arange(len(self))] / scale
+
+
+def _mixed(hashes: np.ndarray, seed: int) -> np.ndarray:
+    own = row_hash(np.array([seed % 2**64], np.uint64).view(np.int64)[:, None])
+    return row_hash((hashes ^ own)[:, None].view(np.int64))
 
 
 def log_mean(log_w: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -16,7 +17,7 @@ from probgen.bijections import Cell, CellFlow, SplineFlow, Standardise, Structur
 from probgen.emissions.emission import column_moments
 from probgen.errors import ParameterError, StructureError
 from probgen.estimate import IWAE
-from probgen.events import Array, Category, Event, Real, Table
+from probgen.events import Array, Category, Event, Real, Table, row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.nn import reset
@@ -184,7 +185,9 @@ class Flow(GenerativeModel):
         if self.exact:
             return LogProb(Kind.EXACT, self._nats(x.reshape(len(x), -1), given), by="change of variables", of=of)
         by = IWAE(500 if len(self.standardise.cells) <= 16 else 64)
-        return by(self, x, given, generator=generator).replace(of=of)
+        rows, places = _distinct(x, given)
+        seen = None if given is None else given[rows]
+        return by(self, x[rows], seen, generator=generator)[places].replace(of=of)
 
     def _sample(self, n: int, given: Tensor | None, *, generator: torch.Generator) -> Tensor:
         """n draws, (n, ...); n for each of m > 1 conditions, (m, n, ...)."""
@@ -291,6 +294,13 @@ class _Loss(nn.Module):
         u = torch.rand(len(rows), flow.latent_dim, generator=generator, dtype=cells.dtype)
         v, log_volume = flow._unrounded(cells, u)
         return -(flow.density(given).log_prob(v) + log_volume).mean()
+
+
+def _distinct(x: Tensor, given: Tensor | None) -> tuple[Tensor, np.ndarray]:
+    """The first of each set of equal rows, and which of them each row equals: equal rows share draws."""
+    parts = [x.reshape(len(x), -1), *([] if given is None else [given.reshape(len(given), -1)])]
+    _, rows, places = np.unique(row_hash(torch.cat(parts, 1)), return_index=True, return_inverse=True)
+    return torch.from_numpy(rows), places
 
 
 class Boxed(dist.TorchDistribution):
