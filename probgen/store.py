@@ -76,9 +76,15 @@ def save(model: GenerativeModel, folder: str | PathLike) -> Path:
 
     Raises:
         NotFittedError: before ``fit``.
-        StoreError: when the folder can't be written, or holds something else.
+        StoreError: when the folder can't be written, or holds something else; a model that is the user's own program.
     """
     model._check_fitted()
+    if type(model).__name__ not in FAMILIES:
+        raise StoreError(
+            f"A {type(model).__name__} is somebody's program, which can't be saved by name",
+            "a family of probgen",
+            "Keep the program's own parameters, and wrap it again: see its state_dict()",
+        )
     about = card(model)
     extras = {name: _encode(getattr(model, name)) for name in _EXTRAS if hasattr(model, name)}
     return write(folder, dict(model.state_dict()), {**about, "extras": extras})

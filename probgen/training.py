@@ -205,8 +205,7 @@ class _Run:
             gradients = torch.autograd.grad(loss, player.parameters, allow_unused=True)
             for parameter, gradient in zip(player.parameters, gradients, strict=True):
                 parameter.grad = None if gradient is None else gradient.contiguous()
-            norm = nn.utils.clip_grad_norm_(player.parameters, self.plan.clip or math.inf)
-            if not math.isfinite(float(norm)):
+            if self.plan.clip and not math.isfinite(float(nn.utils.clip_grad_norm_(player.parameters, self.plan.clip))):
                 return math.nan
             player.optimiser.step()
         for player in self.players:

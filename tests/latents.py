@@ -97,7 +97,7 @@ class Folded:
         return (-0.5 * (miss.square() + LOG_2PI + z.square() + LOG_2PI) - math.log(self.noise)).sum(-1)
 
     def exact(self, x):
-        """By the trapezoidal rule."""
-        points = torch.linspace(-8, 8, 20001, dtype=D)[:, None, None]
-        parts = [self._log_joint(some, points.expand(-1, len(some), 1), None).logsumexp(0) for some in x.split(200)]
-        return (torch.cat(parts) + math.log(16 / 20000)).numpy()
+        """By the trapezoidal rule, whose steps are a fifth of the narrowest posterior's deviation."""
+        points = torch.linspace(-8, 8, 2001, dtype=D)[:, None, None]
+        parts = [self._log_joint(some, points.expand(-1, len(some), 1), None).logsumexp(0) for some in x.split(2000)]
+        return (torch.cat(parts) + math.log(16 / 2000)).numpy()

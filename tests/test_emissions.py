@@ -140,6 +140,15 @@ def normal_mixture(covariance="diag", dim=2):
     return e
 
 
+def factor(noise="diag", dim=4, rank=2):
+    e = em.FactorNormal(dim, rank, noise, states=2)
+    rng = np.random.default_rng(11)
+    e.loc.data = cells(rng.normal(0, 1, (2, dim)))
+    e.loadings.data = cells(rng.normal(0, 1, e.loadings.shape))
+    e.log_noise.data = cells(rng.uniform(-0.7, 0.7, e.log_noise.shape))
+    return e
+
+
 MADE = {
     "bernoulli": bernoulli,
     "negative binomial": negative_binomial,
@@ -156,8 +165,8 @@ MADE = {
     **{f"histogram {s}": lambda s=s: histogram(s) for s in ("real", "positive", "unit")},
     "histogram step": lambda: histogram(step=0.5),
     "product": product,
+    **{f"factor {n}": lambda n=n: factor(n) for n in ("diag", "spherical")},
 }
-CORRELATED = {"normal full", "normal tied", "lognormal full", "mixture diag", "mixture full", "mixture tied"}
 every = pytest.mark.parametrize("name", MADE)
 
 
@@ -716,8 +725,9 @@ def objective(e, x, w):
     return (w * e.log_prob(x)).sum() + e.penalty()
 
 
-# a histogram shares rows with its background, a Student t has latent precisions, a mixture its components
-SWEEPS = {"histogram": 300, "student": 60, "mixture": 1500}
+# a histogram shares rows with its background, a Student t has latent precisions, a mixture its components, factors
+# their noise
+SWEEPS = {"histogram": 300, "student": 60, "mixture": 1500, "factor": 300}
 
 
 @pytest.mark.parametrize("name", [name for name in MADE if name not in ("levels", "step")])

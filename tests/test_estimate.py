@@ -21,6 +21,7 @@ from probgen.model import Latent
 from probgen.models.mixture import Mixture
 from probgen.models.vae import VAE
 
+
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Small matrices are slower on two threads, much slower beside other work."""

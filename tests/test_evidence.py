@@ -129,7 +129,9 @@ def test_a_trained_autoguide_is_a_guide():
             svi.step(*data)
     answer = evidence(model, guide, data, seed=1)
     assert abs(answer.nats[0] - truth) < 5 * answer.stderr[0]
-    assert answer.diagnostics["samples"][0] == 500, "a good guide was not enough"
+    trained, prior = (evidence(model, g, data, by=ELBO(500), seed=1).nats[0] for g in (guide, None))
+    assert truth - 1 < trained < truth + 0.1
+    assert prior < truth - 5
 
 
 def test_data_come_as_a_tuple_a_mapping_or_one_argument():
@@ -270,13 +272,15 @@ def guide_of(**sites):
 
 
 def test_a_guide_with_another_support_is_refused_by_name():
-    with pytest.raises(SupportError, match="'p'.*outside the support"):
+    with pytest.raises(SupportError, match=r"'p'.*outside the support"):
         evidence(beta_binomial, guide_of(p=dist.Normal(number(3), number(0.1))), FLIPS)
     with pytest.raises(SupportError, match="'mean'"):
         evidence(normal_normal, guide_of(mean=dist.Normal(torch.zeros(2, dtype=D), 1.0).to_event(1)), REALS)
 
 
-@pytest.mark.parametrize("sites", [{}, {"man": dist.Normal(0.0, 1.0)}, {"mean": dist.Normal(0.0, 1.0), "more": dist.Beta(1.0, 1.0)}])
+@pytest.mark.parametrize(
+    "sites", [{}, {"man": dist.Normal(0.0, 1.0)}, {"mean": dist.Normal(0.0, 1.0), "more": dist.Beta(1.0, 1.0)}]
+)
 def test_a_guide_that_lacks_or_adds_sites_is_refused(sites):
     with pytest.raises(StructureError, match=r"those of the model, \['mean'\]"):
         evidence(normal_normal, guide_of(**sites), REALS)

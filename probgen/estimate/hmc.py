@@ -226,5 +226,6 @@ class _Sizes:
 
     def seen(self) -> tuple[Tensor, Tensor]:
         if not self.used:
-            return torch.zeros(2, 0, self.rows, dtype=torch.float64).unbind()
+            nothing = torch.zeros(0, self.rows, dtype=torch.float64)
+            return nothing, nothing
         return torch.stack(self.used), torch.stack(self.shares)

@@ -182,7 +182,9 @@ def _refuse_subsample(name: str, site: Any) -> None:
 def _refuse_scale(name: str, site: Any) -> None:
     if bool((torch.as_tensor(site["scale"]) != 1).any()):
         raise StructureError(
-            f"The site {name!r} is scaled", "a scale of one: a weighted score is no likelihood", "Leave out poutine.scale"
+            f"The site {name!r} is scaled",
+            "a scale of one: a weighted score is no likelihood",
+            "Leave out poutine.scale",
         )
 
 

@@ -110,10 +110,19 @@ class Array(Event):
         with np.errstate(invalid="ignore"):
             bad, wanted = self._outside(cells)
         name_cells(
-            bad & ~np.isnan(cells), cells, keys, names, "is outside the support", wanted, f"Event: {self!r}",
+            bad & ~np.isnan(cells), cells, keys, names, "is outside the support", wanted, self._advice(cells),
             SupportError,
         )  # fmt: skip
         return missing
+
+    def _advice(self, cells: np.ndarray) -> str:
+        """What to do about cells outside the support."""
+        if self.levels == 2 and (np.isnan(cells) | ((cells >= 0) & (cells <= 1))).all():
+            return (
+                "Grey values are no binary data: take support='unit', a density, or whole numbers with levels=256, "
+                "a mass; or binarise them"
+            )
+        return f"Event: {self!r}"
 
     def _check_odd(self, cells: np.ndarray, keys: Any, names: Sequence[str] | None) -> bool:
         name_cells(

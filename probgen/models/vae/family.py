@@ -52,7 +52,8 @@ class VAE(GenerativeModel):
     Arguments:
         event: Array, or Table.
         latent_dim: Size of z.
-        hidden: Widths of the decoder's hidden layers; the encoder has them reversed.
+        hidden: Widths of the decoder's hidden layers; the encoder has them reversed. () is a linear VAE: with normal
+            cells of one scale probabilistic PCA.
         channels: Of the encoder's convolutions, each of which halves the image; the decoder has them reversed, and
             ``hidden`` are the layers between. () for none.
         context: Event of covariates: p(x | given), with ``given=`` in all three verbs; z does not depend on them.
@@ -240,7 +241,7 @@ class VAE(GenerativeModel):
         rows = drawn.reshape(len(x), -1)
         if not resume:
             reset(self, generator)
-            self._measure(x, given, generator)
+            self._measure(rows, given, generator)
         data = rows if given is None else torch.cat([rows, given.reshape(len(given), -1)], 1)
         players = [Player(loss, list(self.parameters()))]
         return train(self, players, data, plan, generator=generator, progress=progress)
@@ -248,14 +249,13 @@ class VAE(GenerativeModel):
     def _weight_decay(self, rows: int) -> float:
         return min(1.0, 1500 / rows) * min(1.0, self.cells.cells / 64)
 
-    def _measure(self, x: Tensor, given: Tensor | None, generator: torch.Generator) -> None:
+    def _measure(self, cells: Tensor, given: Tensor | None, generator: torch.Generator) -> None:
         """The data's scale, and a first decoder output that is each cell's own margin."""
-        cells = x.reshape(len(x), -1)
         self.cells.measure(cells)
         self.features.measure(cells)
         if self.covariates is not None and given is not None:
             self.covariates.measure(given)
-        some = torch.randperm(len(x), generator=generator)[:1000]
+        some = torch.randperm(len(cells), generator=generator)[:1000]
         self.latent.start(self.features(cells[some]).to(self.dtype), generator)
 
     # Codes
@@ -353,8 +353,8 @@ def _batches(rows: Tensor, covariates: Tensor | None, size: int = 1024) -> list[
 
 def _check_sizes(latent_dim: int, hidden: Sequence[int], channels: Sequence[int]) -> None:
     sizes = (latent_dim, *hidden, *channels)
-    if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sizes) or not hidden:
+    if not all(isinstance(s, int) and not isinstance(s, bool) and s >= 1 for s in sizes):
         raise ParameterError(
             f"latent_dim={latent_dim!r}, hidden={hidden!r}, channels={channels!r}",
-            "whole numbers from 1, and at least one hidden layer",
+            "whole numbers from 1",
         )
