@@ -166,7 +166,7 @@ def test_densities_integrate_to_one_and_draws_follow_them(kind):
 
 def test_a_steep_continuous_bernoulli_is_the_limit_of_its_formula():
     cells, x = ContinuousBernoulli(1), torch.tensor([[0.2]], dtype=D)
-    small = [float(cells.log_prob(torch.full((1, 1, 1), l, dtype=D), x)) for l in (0.0099, 0.0101)]
+    small = [float(cells.log_prob(torch.full((1, 1, 1), at, dtype=D), x)) for at in (0.0099, 0.0101)]
     assert small[0] == pytest.approx(small[1], abs=1e-4)
     assert float(cells.log_prob(torch.zeros(1, 1, 1, dtype=D), x)) == pytest.approx(0, abs=1e-12)
 
@@ -241,7 +241,7 @@ def test_observation_models_that_do_not_live_on_the_event_are_refused(case):
 
 def test_grey_data_of_a_binary_event_are_refused_with_what_to_do():
     vae = pg.VAE(Array((3,), levels=2), 1, (4,))
-    with pytest.raises(SupportError, match="support='unit'.*levels=256.*binarise"):
+    with pytest.raises(SupportError, match=r"support='unit'.*levels=256.*binarise"):
         vae.fit(np.full((60, 3), 0.4), steps=2)
 
 
@@ -280,7 +280,9 @@ def test_a_prior_integrates_to_one_is_its_distribution_and_is_saved(prior, tmp_p
     assert entropy_p(latent, drawn, entropy) > ALPHA
     assert entropy_p(latent, 1.05 * drawn, entropy) < ALPHA  # the twin: draws too wide
     again = pg.load(pg.save(vae, tmp_path / "m"))
-    np.testing.assert_array_equal(vae.log_prob(x[:9], by=IWAE(9), seed=1).nats, again.log_prob(x[:9], by=IWAE(9), seed=1).nats)
+    np.testing.assert_array_equal(
+        vae.log_prob(x[:9], by=IWAE(9), seed=1).nats, again.log_prob(x[:9], by=IWAE(9), seed=1).nats
+    )
 
 
 def test_learned_priors_fit_two_clusters_better_than_a_standard_normal():
@@ -526,7 +528,7 @@ def test_free_bits_keep_a_code_from_collapsing():
 def test_the_site_that_became_non_finite_is_named():
     x = RNG.normal(size=(200, 3))
     vae = pg.VAE(Array((3,)), 2, (8,))
-    with pytest.raises(FitError, match="site [zx]"):
+    with pytest.raises(FitError, match=r"site [zx]"):
         vae.fit(x, steps=200, seed=0, learning_rate=1e20, patience=0)
     assert all(bool(p.isfinite().all()) for p in vae.parameters())
 
@@ -536,7 +538,7 @@ def test_batches_are_drawn_anew_from_probabilities():
     once = np.ones((400, 3), dtype=int)  # what a fit without redrawing would learn
     vae = pg.VAE(Array((3,), levels=2), 1, (8,)).fit(once, redraw=p, steps=400, seed=0)
     assert abs(vae.sample(20_000, seed=0).mean(0) - p[0]).max() < 0.05
-    with pytest.raises(ShapeError, match="400 rows|9 rows"):
+    with pytest.raises(ShapeError, match=r"400 rows|9 rows"):
         vae.fit(once, redraw=p[:9], steps=2)
     with pytest.raises(SupportError, match="0 to 1"):
         vae.fit(once, redraw=p * 2, steps=2)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class ConvEncoder(nn.Module):
         sizes = (shape[0], *channels)
         self.convolutions = nn.ModuleList(
             Convolution(a, b, 5 if i == 0 else 3, 2, 1.6)
-            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for i, (a, b) in enumerate(pairwise(sizes))
         )
         height, width = halved(shape[1:], len(channels))[-1]
         self.linear = MLP((channels[-1] * height * width + extra, *hidden, outputs), last)
@@ -74,7 +75,7 @@ class ConvDecoder(nn.Module):
         sizes = (*channels, shape[0])
         self.convolutions = nn.ModuleList(
             Convolution(a, b, stride=-2, gain=last if i == len(channels) - 1 else 1.6)
-            for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
+            for i, (a, b) in enumerate(pairwise(sizes))
         )
 
     def forward(self, z: Tensor) -> Tensor:

@@ -111,4 +111,6 @@ def _draw_edge(axis: Any, edge: Edge, layout: Layout, style: str, weight: float 
     if weight is not None and told:
         x, y = (points[(len(points) - 1) // 2] + points[len(points) // 2]) / 2
         ground = {"facecolor": canvas.PAPER, "edgecolor": "none", "pad": 0.6}
-        axis.text(x, y, f"{weight:.2f}", fontsize=6, color=canvas.INK, ha="center", va="center", zorder=2.5, bbox=ground)
+        axis.text(
+            x, y, f"{weight:.2f}", fontsize=6, color=canvas.INK, ha="center", va="center", zorder=2.5, bbox=ground
+        )

@@ -51,7 +51,9 @@ def _images(axis: Any, x: np.ndarray, data: np.ndarray) -> None:
     """Grey images (n, h, w), dark where large; coloured ones (n, h, w, 3) as they are."""
     low, high = np.nanmin(data), np.nanmax(data)
     if data.ndim == 4:
-        axis.imshow(np.nan_to_num((_tile(x) - low) / max(high - low, 1e-12), nan=1.0).clip(0, 1), interpolation="nearest")
+        axis.imshow(
+            np.nan_to_num((_tile(x) - low) / max(high - low, 1e-12), nan=1.0).clip(0, 1), interpolation="nearest"
+        )
     else:
         axis.imshow(_tile(x), cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
     axis.set_axis_off()
@@ -63,7 +65,11 @@ def _points(axis: Any, x: np.ndarray, data: np.ndarray, names: Sequence[str] | N
     pad = 0.1 * (high - low) + 1e-9
     places, times = np.unique(x[:2000], axis=0, return_counts=True)
     axis.scatter(
-        *places.T, s=4.0 * times * min(len(data), 2000) / min(len(x), 2000), alpha=0.5, color=canvas.ACCENT, linewidths=0
+        *places.T,
+        s=4.0 * times * min(len(data), 2000) / min(len(x), 2000),
+        alpha=0.5,
+        color=canvas.ACCENT,
+        linewidths=0,
     )
     axis.set(xlim=(low[0] - pad[0], high[0] + pad[0]), ylim=(low[1] - pad[1], high[1] + pad[1]))
     axis.set_box_aspect(1)

@@ -1,13 +1,13 @@
 """Variational autoencoders against the clock and on real images: python tests/benchmarks/bench_vae.py PART [...]
 
-    steps [rounds]      a step of stochastic variational inference on an unmodified Pyro program (written as Pyro's
-                        example is), played back from its recorded graph, beside a hand-written torch step with Adam
-                        and beside Pyro's own SVI; CPU time of one thread, interleaved, medians of neighbours' ratios
-    iwae [images]       IWAE-500 of images, 784-400-20, beside hand-written torch and Pyro's vectorised weights
-    certificate [rows]  annealing from the guide and back, on a VAE of Fashion-MNIST
-    fashion [seconds [seeds]]    binarised Fashion-MNIST: trained so many CPU-seconds, IWAE-500 of all 10k test images
-    grey [seconds [seeds]]       8-bit Fashion-MNIST, in bits/dim
-    digits              17 levels, beside the histogram of independent pixels
+steps [rounds]      a step of stochastic variational inference on an unmodified Pyro program (written as Pyro's
+                    example is), played back from its recorded graph, beside a hand-written torch step with Adam
+                    and beside Pyro's own SVI; CPU time of one thread, interleaved, medians of neighbours' ratios
+iwae [images]       IWAE-500 of images, 784-400-20, beside hand-written torch and Pyro's vectorised weights
+certificate [rows]  annealing from the guide and back, on a VAE of Fashion-MNIST
+fashion [seconds [seeds]]    binarised Fashion-MNIST: trained so many CPU-seconds, IWAE-500 of all 10k test images
+grey [seconds [seeds]]       8-bit Fashion-MNIST, in bits/dim
+digits              17 levels, beside the histogram of independent pixels
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Kinds of cells that a decoder's numbers can describe. Networks see standardised cells, so that units do not matter."""
+"""Kinds of cells that a decoder's numbers can describe; networks see them standardised, so that units do not matter."""
 
 import abc
 import math

@@ -174,9 +174,7 @@ class VAE(GenerativeModel):
             return self._rows(self.cells.draw(self._decoded(self.latent.draw(n, generator), None), generator))
         m = len(given)
         if m > 1 and isinstance(self.event, Table):
-            raise ParameterError(
-                f"given= has {m} rows for a Table", "one condition", "Sample condition by condition"
-            )
+            raise ParameterError(f"given= has {m} rows for a Table", "one condition", "Sample condition by condition")
         z = self.latent.draw(m * n, generator)
         rows = self._rows(self.cells.draw(self._decoded(z, given.repeat_interleave(n, 0)), generator))
         return rows if m == 1 else rows.reshape(m, n, *rows.shape[1:])
@@ -208,7 +206,7 @@ class VAE(GenerativeModel):
         resume: bool = False,
         progress: bool | None = None,
     ) -> FitReport:
-        """Stochastic variational inference with reparameterised draws. ``budget`` in seconds, unless ``steps`` is given.
+        """Stochastic variational inference, reparameterised. ``budget`` in seconds, unless ``steps`` is given.
 
         Arguments:
             beta: Weight of the divergence of the guide from the prior; 1 trains the bound itself (Higgins et al. 2017).
@@ -332,7 +330,9 @@ class VAE(GenerativeModel):
 
     # What it has learnt
 
-    def diagnose(self, x: Any, *, given: Any = None, rows: int = 200, seed: int | None = None) -> "diagnostics.Diagnosis":
+    def diagnose(
+        self, x: Any, *, given: Any = None, rows: int = 200, seed: int | None = None
+    ) -> "diagnostics.Diagnosis":
         """Active units, posterior collapse, the amortisation gap and how far the codes are from the prior.
 
         Arguments:

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from probgen.errors import ParameterError, StructureError, nearest
 from probgen.events import Array, Category, Count, Event, Table
 from probgen.models.vae.cells import (
-    Bernoulli, Categorical, Cells, ContinuousBernoulli, Grid, LogNormal, NegativeBinomial, Normal, Poisson,
+    Bernoulli,
+    Categorical,
+    Cells,
+    ContinuousBernoulli,
+    Grid,
+    LogNormal,
+    NegativeBinomial,
+    Normal,
+    Poisson,
 )  # fmt: skip
 
 __all__ = ["NAMES", "Observation", "Observed", "observation_for"]
@@ -43,13 +51,18 @@ class Observation(nn.Module):
 
     def __init__(self, groups: Sequence[Group]) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(group.cells for group in groups)
+        self.kinds = nn.ModuleList(group.cells for group in groups)
         self.places = [group.places for group in groups]
         self.cells = sum(map(len, self.places))
         self.whole = len(groups) == 1
         self.sizes = [part.numbers * len(places) for part, places in zip(self.parts, self.places, strict=True)]
-        self.width = sum(self.sizes)
+        self.width: int = sum(self.sizes)
         self.register_buffer("start", torch.zeros(self.width, dtype=torch.float32))
+
+    @property
+    def parts(self) -> list[Cells]:
+        """The kinds of cells, group by group."""
+        return list(self.kinds)  # type: ignore[arg-type]
 
     def _groups(self, rows: Tensor) -> list[Tensor]:
         return [rows] if self.whole else [rows[..., places] for places in self.places]

@@ -67,7 +67,9 @@ class Vamp(Prior):
         components: K.
     """
 
-    def __init__(self, dim: int, encode: Callable[[Tensor], tuple[Tensor, Tensor]], width: int, components: int) -> None:
+    def __init__(
+        self, dim: int, encode: Callable[[Tensor], tuple[Tensor, Tensor]], width: int, components: int
+    ) -> None:
         super().__init__()
         self.dim, self.components = dim, components
         self.inputs = nn.Parameter(torch.zeros(components, width, dtype=torch.float32))
