@@ -47,7 +47,9 @@ _NAMES = {
     "save": "probgen.store",
     "wrap": "probgen.foreign",
 }
-_ROOMS = ("conditionals", "datasets", "emissions", "errors", "estimate", "events", "foreign", "nn", "plots", "transitions")
+_ROOMS = (
+    "conditionals", "datasets", "emissions", "errors", "estimate", "events", "foreign", "nn", "plots", "transitions",
+)  # fmt: skip
 
 __all__ = [*_NAMES, *_ROOMS]
 

@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,7 @@ from probgen.errors import FitError, ParameterError, StoreError
 from probgen.events import row_hash
 from probgen.model import FitReport
 
-__all__ = ["Player", "Progress", "Schedule", "train"]
+__all__ = ["Player", "Progress", "Schedule", "of_kept_state", "train"]
 
 _FACTS = ("step", "steps", "cursor", "probe", "objective", "validation", "recent", "waited")
 
@@ -365,6 +365,19 @@ def train(
     notes = () if plan.steps else (f"budget {budget:g} s = {run.steps} steps by a pilot",)
     seconds = time.perf_counter() - began
     return FitReport(tuple(run.objective), run.step, stopped, seconds, 0, tuple(run.validation), notes=notes)
+
+
+def of_kept_state(report: FitReport, unchanged: str) -> FitReport:
+    """The report of a state chosen by held-out rows: its objective comes last.
+
+    Arguments:
+        unchanged: The note where that state is the first one.
+    """
+    first, best = report.objective[0], max(report.objective)
+    report = replace(report, objective=(*report.objective, best))
+    if best > first or report.stopped == "interrupted":
+        return report
+    return replace(report, stopped="converged", notes=(*report.notes, unchanged))
 
 
 def _loop(run: _Run, data: Tensor, bar: Progress, save: Callable[[], None]) -> str:

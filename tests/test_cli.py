@@ -113,7 +113,7 @@ def test_a_misspelt_estimator_or_option_of_it_gets_the_nearest(saved):
     assert "Did you mean 'iwae'" in refused("score", saved / "vae", "points.npy", "--by", "iwea")
     assert "Did you mean 'samples'" in refused("score", saved / "vae", "points.npy", "--by", "iwae:sample=3")
     assert "samples=-3" in refused("score", saved / "vae", "points.npy", "--by", "iwae:samples=-3")
-    assert "Known: elbo" in refused("score", saved / "vae", "points.npy", "--by", "")
+    assert "Known: ais, elbo" in refused("score", saved / "vae", "points.npy", "--by", "")
 
 
 def test_options_of_a_family_are_checked_under_the_name_that_was_typed():
@@ -243,8 +243,8 @@ def test_an_unseen_category_is_named_by_row_and_column(saved):
 
 
 def test_a_family_that_does_not_suit_says_why():
-    message = refused("fit", "vae", "mixed.csv", "-o", "m")
-    assert "VAE does not suit" in message
+    message = refused("fit", "gaussiancopula", "mixed.csv", "-o", "m")
+    assert "GaussianCopula does not suit" in message
     assert "probgen compare" in message
 
 

@@ -458,8 +458,8 @@ def test_tensors_that_are_no_safetensors_are_refused(forge, payload):
     ("name", "tensor"),
     [
         ("mixture of normals", "logits"),
-        ("vae", "encoder.layers.0.weight"),
-        ("vae", "centre"),
+        ("vae", "encoder.net.layers.0.weight"),
+        ("vae", "features.centre"),
         ("gan", "spread"),
         ("kernels on reals", "log_bandwidth"),
         ("kernels on reals", "scale"),

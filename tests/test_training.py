@@ -21,7 +21,8 @@ import probgen as pg
 from probgen import store, training
 from probgen.errors import FitError, ParameterError, StoreError
 from probgen.events import Array
-from probgen.models import gan, vae
+from probgen.models import gan
+from probgen.models.vae import learning
 from probgen.training import Player, Progress, Schedule, train
 
 ROWS = np.random.default_rng(3).normal(size=(64, 2)) * [1.0, 3.0]
@@ -288,7 +289,7 @@ def test_a_damaged_checkpoint_is_refused(broken, which, how):
 
 
 @pytest.mark.parametrize(
-    "lack", ["of.generator", "of.order", "of.held", "adam.0.0.exp_avg", "now.centre", "best.centre"]
+    "lack", ["of.generator", "of.order", "of.held", "adam.0.0.exp_avg", "now.features.centre", "best.cells.start"]
 )
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(broken, lack):
     about, tensors = store.read(broken)
@@ -349,7 +350,7 @@ def test_a_checkpoint_that_can_not_be_written_leaves_the_best_state(seen, monkey
 @pytest.mark.parametrize("k", [2, 7, STEPS])
 @pytest.mark.parametrize("run", RUNS)
 def test_ctrl_c_in_a_step_returns_the_best_state(run, k, seen, monkeypatch):
-    player = vae._NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
+    player = learning.NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
     at_call(monkeypatch, player, k, interrupt)
     model = interrupted(run, **({"patience": 0} if "patience" in run else {}))
     assert model.report.stopped == "interrupted"
@@ -361,7 +362,7 @@ def test_ctrl_c_in_a_step_returns_the_best_state(run, k, seen, monkeypatch):
 
 @pytest.mark.parametrize("run", ["vae, nothing held out, average", "gan"])
 def test_ctrl_c_between_two_evaluations_returns_the_last_evaluated_state(run, seen, monkeypatch):
-    player = vae._NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
+    player = learning.NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
     at_call(monkeypatch, player, 9, interrupt)  # of 200 steps the 1st, 5th and 10th are evaluated
     model = interrupted(run, steps=200)
     assert len(seen) == 2
@@ -369,7 +370,7 @@ def test_ctrl_c_between_two_evaluations_returns_the_last_evaluated_state(run, se
 
 
 def test_ctrl_c_in_the_first_step_returns_a_model_that_scores(monkeypatch):
-    at_call(monkeypatch, vae._NegativeELBO, 1, interrupt)
+    at_call(monkeypatch, learning.NegativeELBO, 1, interrupt)
     model = interrupted("vae")
     assert (model.report.stopped, model.report.steps, model.report.objective) == ("interrupted", 0, ())
     assert np.isfinite(model.log_prob(ROWS[:3], by=pg.ELBO(), seed=0).nats).all()
@@ -383,13 +384,13 @@ def test_ctrl_c_between_the_players_of_a_gan_returns_the_best_state(seen, monkey
 
 @pytest.mark.parametrize("run", ["vae", "vae, average"])
 def test_ctrl_c_while_the_held_out_rows_are_scored_returns_the_best_state(run, seen, monkeypatch):
-    real, calls = vae._NegativeELBO.forward, []
+    real, calls = learning.NegativeELBO.forward, []
 
     def forward(self, x, generator, share):
         calls.extend([] if torch.is_grad_enabled() else [1])
         return interrupt(x) if len(calls) == 4 else real(self, x, generator, share)
 
-    monkeypatch.setattr(vae._NegativeELBO, "forward", forward)
+    monkeypatch.setattr(learning.NegativeELBO, "forward", forward)
     model = interrupted(run)
     assert model.report.stopped == "interrupted"
     assert bits(model) == best(seen)
@@ -408,7 +409,7 @@ def interrupt_write(*args):
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_ctrl_c_in_the_pilot_returns_a_model_that_scores(k, monkeypatch):
-    at_call(monkeypatch, vae._NegativeELBO, k, interrupt)
+    at_call(monkeypatch, learning.NegativeELBO, k, interrupt)
     model = interrupted("vae", steps=None, budget=0.5)
     assert model.report.stopped == "interrupted"
     assert np.isfinite(model.log_prob(ROWS[:3], by=pg.ELBO(), seed=0).nats).all()
@@ -420,7 +421,7 @@ def test_ctrl_c_in_the_pilot_returns_a_model_that_scores(k, monkeypatch):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("run", ["vae", "vae, average", "vae, nothing held out", "gan"])
 def test_an_objective_that_is_not_finite_names_the_step_and_keeps_the_best_state(run, value, seen, monkeypatch):
-    player = vae._NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
+    player = learning.NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
     at_call(monkeypatch, player, 9, lambda loss: loss * 0 + value)
     model = new(RUNS[run][0])
     with pytest.raises(FitError, match="at step 8") as caught:
@@ -438,7 +439,7 @@ def test_a_generator_loss_that_is_not_finite_is_found_too(seen, monkeypatch):
 @pytest.mark.parametrize("k", [1, 5, STEPS])
 @pytest.mark.parametrize("run", ["vae", "vae, average", "vae, nothing held out", "gan"])
 def test_a_gradient_that_is_not_finite_never_reaches_the_model(run, k, monkeypatch):
-    player = vae._NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
+    player = learning.NegativeELBO if RUNS[run][0] == "vae" else gan._Discriminate
     at_call(monkeypatch, player, k, lambda loss: loss + (loss * 0).sqrt())  # worth 0, with slope 0 * inf
     model = new(RUNS[run][0])
     with suppress(FitError):
@@ -447,7 +448,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_model(run, k, monkeypat
 
 
 def test_a_fit_error_leaves_no_gradients_and_no_terminal_bar(monkeypatch):
-    at_call(monkeypatch, vae._NegativeELBO, 3, lambda loss: loss * math.nan)
+    at_call(monkeypatch, learning.NegativeELBO, 3, lambda loss: loss * math.nan)
     model, threads = new("vae"), set(threading.enumerate())
     with pytest.raises(FitError):
         model.fit(ROWS, seed=5, progress=True, **COMMON)
@@ -567,13 +568,13 @@ def use_mixture(tmp_path):
 
 def use_interruption(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, vae._NegativeELBO, 3, interrupt)
+        at_call(patch, learning.NegativeELBO, 3, interrupt)
         fit("vae")
 
 
 def use_failure(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, vae._NegativeELBO, 3, lambda loss: loss * math.nan)
+        at_call(patch, learning.NegativeELBO, 3, lambda loss: loss * math.nan)
         with pytest.raises(FitError):
             fit("vae")
 

@@ -22,8 +22,8 @@ from probgen.emissions.regression import LinearRegression
 from probgen.emissions.studentt import StudentT
 
 __all__ = [
-    "Autoregressive", "Bernoulli", "Categorical", "Discretised", "DiscretisedNormal", "Emission", "FactorNormal", "Gamma",
-    "Histogram", "HistogramDensity", "LinearRegression", "LogNormal", "NegativeBinomial", "Normal", "NormalMixture",
-    "Poisson", "Product", "Program", "StudentT",
+    "Autoregressive", "Bernoulli", "Categorical", "Discretised", "DiscretisedNormal", "Emission", "FactorNormal",
+    "Gamma", "Histogram", "HistogramDensity", "LinearRegression", "LogNormal", "NegativeBinomial", "Normal",
+    "NormalMixture", "Poisson", "Product", "Program", "StudentT",
     "for_event", "start_responsibilities",
 ]  # fmt: skip

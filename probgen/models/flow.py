@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -21,7 +20,7 @@ from probgen.events import Array, Category, Event, Real, Table, row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.nn import reset
-from probgen.training import Player, Schedule, train
+from probgen.training import Player, Schedule, of_kept_state, train
 
 __all__ = ["Flow"]
 
@@ -266,17 +265,7 @@ class Flow(GenerativeModel):
             report = train(light, players, data, plan, generator=generator, progress=progress)
         finally:
             self.load_state_dict(light.state_dict())
-        return _told(report)
-
-
-def _told(report: FitReport) -> FitReport:
-    """The report of the state that was kept: its objective comes last."""
-    first, best = report.objective[0], max(report.objective)
-    report = replace(report, objective=(*report.objective, best))
-    if best > first or report.stopped == "interrupted":
-        return report
-    note = "the splines gained nothing on held-out rows: the model is its standardisation"
-    return replace(report, stopped="converged", notes=(*report.notes, note))
+        return of_kept_state(report, "the splines gained nothing on held-out rows: the model is its standardisation")
 
 
 class _Loss(nn.Module):
