@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen import plots
-from probgen.errors import DataError, FitError, Incomparable, ParameterError
+from probgen import plots, store
+from probgen.errors import DataError, FitError, Incomparable, MissingExtra, ParameterError
 from probgen.evaluate.compare import Comparison, Entry, column_names, compare, fit_suitable, format_cell, panels
 from probgen.evaluate.outputs import csv_lines, sample_table
 from probgen.events import Array, Category, Count, Ragged, Real, Series, Table
@@ -341,3 +341,17 @@ def test_columns_are_named_in_the_picture(tmp_path, drawn):
     plots.samples({"data": SHAPES["columns"][:, :3]}, tmp_path / "x.png", names=column_names(event))
     assert [text.get_text() for text in drawn[0].get_legend().get_texts()] == ["height", "width", "n"]
     assert column_names(EVENT) is None
+
+
+def test_a_family_whose_library_is_not_installed_is_left_out_with_the_way_to_it(monkeypatch):
+    real = store.family
+
+    def family(name):
+        if name == "Flow":
+            raise MissingExtra("zuko", "flow")
+        return real(name)
+
+    monkeypatch.setattr(store, "family", family)
+    fitted, skipped = fit_suitable(TRAIN, EVENT, families=["Flow", "Independent"], seed=1)
+    assert list(fitted) == ["Independent"]
+    assert "pip install 'probgen[flow]'" in skipped["Flow"]

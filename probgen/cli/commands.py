@@ -220,7 +220,7 @@ def sample(
     draws = source.event.check(source.sample(n, seed=seed, **({} if length is None else {"length": length}))).x
     say(f"{outputs.counted(n, 'draw')} from {source.sample_target()} of {type(source).__name__}, seed {seed}")
     if output is None:
-        from probgen.evaluate.samples import csv_lines
+        from probgen.evaluate.outputs import csv_lines
 
         for line in csv_lines(draws, source.event):
             show_text(line)
@@ -236,7 +236,7 @@ def _write_samples(draws: Any, fitted: Any, output: Path, frames: Any) -> None:
 
     from probgen import plots
     from probgen.evaluate.compare import column_names, level_names
-    from probgen.evaluate.samples import sample_table
+    from probgen.evaluate.outputs import sample_table
     from probgen.events import Ragged
 
     kind = output.suffix.lower()

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from probgen import frames, store
-from probgen.errors import Incomparable, ParameterError, ProbgenError, ShapeError, StructureError
+from probgen.errors import Incomparable, MissingExtra, ParameterError, ProbgenError, ShapeError, StructureError
 from probgen.evaluate.paired import Difference, against_best, error_of_total
 from probgen.events import Category, Checked, Event, Panel, Ragged, Series, Table
 from probgen.logprob import Fingerprint, Kind, LogProb
@@ -330,8 +330,8 @@ def fit_suitable(
     """
     if not 0 < budget < math.inf:
         raise ParameterError(f"budget={budget}", "a positive number of seconds")
-    wanted = [store.family(name) for name in dict.fromkeys(store.FAMILIES if families is None else families)]
-    skipped = {family.__name__: why for family in wanted if (why := family.suits(event))}
+    wanted, skipped = _families(store.FAMILIES if families is None else families)
+    skipped |= {family.__name__: why for family in wanted if (why := family.suits(event))}
     suiting = [family for family in wanted if family.__name__ not in skipped]
     fitting = [(family, *variant) for family in suiting for variant in _variants(family, event).items()]
     fitting.sort(key=lambda one: _takes_budget(one[0]))  # closed forms need no budget and come first
@@ -357,6 +357,17 @@ def fit_suitable(
             sharing -= 1
             left = max(left - (time.perf_counter() - began), 0.05 * budget)
     return models, skipped
+
+
+def _families(names: Iterable[str]) -> tuple[list[type[GenerativeModel]], dict[str, str]]:
+    """Families by name, and those whose library is not installed with the way to it."""
+    found, lacking = [], {}
+    for name in dict.fromkeys(names):
+        try:
+            found.append(store.family(name))
+        except MissingExtra as problem:
+            lacking[name] = _reason(problem)
+    return found, lacking
 
 
 def _variants(family: type[GenerativeModel], event: Event) -> dict[str, dict[str, Any]]:
