@@ -13,10 +13,10 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from probgen.bijections import Cell, CellFlow, SplineFlow, Standardise, Structure
-from probgen.emissions.emission import column_moments
 from probgen.errors import ParameterError, StructureError
 from probgen.estimate import IWAE
 from probgen.events import Array, Category, Event, Real, Table, row_hash
+from probgen.features import Features
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.nn import reset
@@ -68,7 +68,7 @@ class Flow(GenerativeModel):
         self.hidden = tuple(hidden)
         cells = _cells(event)
         self.standardise = Standardise(cells)
-        self.covariates = None if context is None else Covariates(context)
+        self.covariates = None if context is None else _covariates(context)
         width = 0 if self.covariates is None else self.covariates.width
         self.splines = SplineFlow(len(cells), width, structure, layers, bins, self.hidden).double()
         self.rounded = [i for i, cell in enumerate(cells) if cell.discrete]
@@ -320,59 +320,15 @@ def _standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
 
-class Covariates(nn.Module):
-    """Columns of a context as numbers about one: categories and few levels as indicators, others standardised.
-
-    Positive numbers and counts go through the logarithm (of 1 + a count).
+def _covariates(context: Event) -> Features:
+    """What the maps see of covariates.
 
     Raises:
         StructureError: the context is no Array or Table, or allows missing cells.
     """
-
-    centre: Tensor
-    spread: Tensor
-
-    def __init__(self, context: Event) -> None:
-        super().__init__()
-        if not isinstance(context, Array | Table):
-            raise StructureError(f"context={context!r}", "an Array or a Table of covariates")
-        if context.missing:
-            raise StructureError(f"context={context!r}", "missing=False: covariates have no distribution to fill gaps")
-        self.cells = _cells(context)
-        coded = isinstance(context, Table) and [isinstance(c, Category) for c in context.columns.values()]
-        self.coded = coded or [c.levels is not None and c.levels <= 32 for c in self.cells]
-        self.plain = [i for i, coded in enumerate(self.coded) if not coded]
-        for name, start in (("centre", 0.0), ("spread", 1.0)):
-            self.register_buffer(name, torch.full((len(self.plain),), start, dtype=torch.float64))
-
-    @property
-    def width(self) -> int:
-        """How many numbers a row becomes."""
-        return len(self.plain) + sum(c.levels or 0 for c, coded in zip(self.cells, self.coded, strict=True) if coded)
-
-    def _plain(self, given: Tensor) -> Tensor:
-        """The columns that are no indicators, (n, p)."""
-        columns = given.reshape(len(given), -1)[:, self.plain]
-        logs = [self.cells[i].support == "positive" for i in self.plain]
-        counts = [self.cells[i].support == "count" and self.cells[i].levels is None for i in self.plain]
-        columns = torch.where(torch.tensor(logs), columns.clamp(min=1e-300).log(), columns)
-        return torch.where(torch.tensor(counts), columns.clamp(min=0).log1p(), columns)
-
-    @torch.no_grad()
-    def measure(self, given: Tensor) -> None:
-        """Learns the scales."""
-        if self.plain:
-            mean, variance = column_moments(self._plain(given))
-            self.centre.copy_(mean)
-            self.spread.copy_(variance.sqrt())
-
-    def forward(self, given: Tensor) -> Tensor:
-        """(n, columns) -> (n, width)."""
-        rows = given.reshape(len(given), -1)
-        coded = [(i, c.levels) for i, c in enumerate(self.cells) if self.coded[i]]
-        indicators = [nn.functional.one_hot(rows[:, i].long(), levels or 1).to(rows.dtype) for i, levels in coded]
-        numbers = (self._plain(given) - self.centre) / self.spread
-        return torch.cat([numbers.clamp(-10, 10), *indicators], 1)
+    if isinstance(context, Array | Table) and context.missing:
+        raise StructureError(f"context={context!r}", "missing=False: a flow's maps need every covariate")
+    return Features(context)
 
 
 def _cells(event: Event) -> list[Cell]:
