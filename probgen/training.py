@@ -373,9 +373,11 @@ def of_kept_state(report: FitReport, unchanged: str) -> FitReport:
     Arguments:
         unchanged: The note where that state is the first one.
     """
+    if report.stopped == "interrupted":
+        return report
     first, best = report.objective[0], max(report.objective)
     report = replace(report, objective=(*report.objective, best))
-    if best > first or report.stopped == "interrupted":
+    if best > first:
         return report
     return replace(report, stopped="converged", notes=(*report.notes, unchanged))
 

@@ -1,6 +1,7 @@
 """Comparisons: one table that says what each number is, keeps what works when a family fails, and draws honestly."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import torch
 
 import probgen as pg
 from probgen import plots, store
+from probgen.datasets import Dataset
 from probgen.errors import DataError, FitError, Incomparable, MissingExtra, ParameterError
+from probgen.evaluate import run
 from probgen.evaluate.compare import Comparison, Entry, column_names, compare, fit_suitable, format_cell, panels
 from probgen.evaluate.outputs import csv_lines, sample_table
 from probgen.events import Array, Category, Count, Ragged, Real, Series, Table
@@ -355,3 +358,20 @@ def test_a_family_whose_library_is_not_installed_is_left_out_with_the_way_to_it(
     fitted, skipped = fit_suitable(TRAIN, EVENT, families=["Flow", "Independent"], seed=1)
     assert list(fitted) == ["Independent"]
     assert "pip install 'probgen[flow]'" in skipped["Flow"]
+
+
+class Slow:
+    """A model that takes a hundredth of a second a row."""
+
+    def log_prob(self, x, seed):
+        time.sleep(0.01 * len(x))
+
+
+def test_fewer_rows_are_scored_where_a_model_is_slow_and_it_is_said():
+    held, said = Dataset("points", np.arange(600.0).reshape(300, 2), EVENT, "here"), []
+    some = run._affordable({"quick": Slow(), "slow": Slow()}, held, 1.5, 0, said.append)
+    assert 100 <= len(some) < 160
+    assert set(some[:, 0]) <= set(held.x[:, 0])
+    assert said[0].startswith(f"  scoring {len(some)} of them, drawn at random: ")
+    assert len(run._affordable({"quick": Slow()}, held, 60.0, 0, said.append)) == 300
+    assert len(run._affordable({"quick": Slow()}, held, 0.01, 0, said.append)) == 100

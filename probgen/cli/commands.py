@@ -94,7 +94,7 @@ def fit(
     family: Annotated[
         str,
         typer.Argument(
-            help="For rows: mixture, bayesnet, vae, gan, kerneldensity, gaussiancopula, independent. "
+            help="For rows: mixture, bayesnet, vae, flow, gan, kerneldensity, gaussiancopula, independent. "
             "For sequences: hmm, statespace, independent."
         ),
     ],
@@ -268,7 +268,12 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder for scores, models and pictures; a new one if not given.")
     ] = None,
-    rows: Annotated[int, typer.Option(help="Held-out rows to score at most, a random subset, the same for all.")] = 500,
+    rows: Annotated[
+        int,
+        typer.Option(
+            help="Held-out rows to score at most, a random subset, the same for all; fewer where a family is slow."
+        ),
+    ] = 500,
     test: Annotated[float, typer.Option(help="Share of rows held out.")] = 0.2,
     sequence: _Sequence = None,
     seed: _Seed = 0,

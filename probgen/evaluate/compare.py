@@ -23,7 +23,7 @@ from probgen.model import Estimator, GenerativeModel
 __all__ = ["Comparison", "Entry", "compare", "fit_suitable"]
 
 # What ends one family's work but not the others': refusals, and numbers that break down (singular matrices, memory)
-_BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
+BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
 COLUMNS = (
     "family", "kind", "nats/row", "between rows ±", "vs best", "paired ±", "Monte Carlo ±", "bits/dim", "fit s", "by",
 )  # fmt: skip
@@ -247,7 +247,7 @@ def compare(
                 lp = model.log_prob(x, by=(by or {}).get(name), seed=seed)
             else:
                 lp, lengths = _continued(model, history, x, seed)
-        except _BREAKDOWNS as problem:
+        except BREAKDOWNS as problem:
             failed[name] = problem
             continue
         fit_seconds = model.report.seconds if model.report else math.nan
@@ -350,7 +350,7 @@ def fit_suitable(
                 models[name] = model = family.for_event(event, **variant).fit(x, seed=seed, **options)
             if model.report.stopped == "interrupted":  # type: ignore[union-attr]
                 raise KeyboardInterrupt
-        except _BREAKDOWNS as problem:
+        except BREAKDOWNS as problem:
             models.pop(name, None)
             skipped[name] = f"it could not be fitted: {_reason(problem)}"
         if share is not None:
@@ -395,7 +395,7 @@ def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: in
     drawn = {"data" if length else "held-out data": cells}
     for name, model in models.items():
         options = {"length": length} if length and "length" in inspect.signature(model._sample).parameters else {}
-        with suppress(*_BREAKDOWNS):
+        with suppress(*BREAKDOWNS):
             drawn[name] = event.check(model.sample(n, seed=seed, **options)).x
     return {title: _to_draw(cells) for title, cells in drawn.items()}
 

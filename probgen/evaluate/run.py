@@ -1,6 +1,8 @@
 """A whole comparison, from a data set to a folder of scores, models and pictures."""
 
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ import numpy as np
 from probgen import frames, plots, store
 from probgen.datasets import Dataset
 from probgen.errors import DataError, MissingExtra
-from probgen.evaluate.compare import Comparison, column_names, compare, fit_suitable, level_names, panels
+from probgen.evaluate.compare import BREAKDOWNS, Comparison, column_names, compare, fit_suitable, level_names, panels
 from probgen.events import Checked, Panel, Ragged, Real, Series, Table
 from probgen.model import GenerativeModel
 
 __all__ = ["compare_into"]
+
+_LEAST, _PROBED = 100, 8  # rows scored at the least, and rows that tell how long one takes
 
 
 def compare_into(
@@ -31,7 +35,8 @@ def compare_into(
     """Fits the families that suit, scores held-out rows and writes scores, models and pictures into a folder.
 
     Arguments:
-        families, budget: As of ``fit_suitable``.
+        families, budget: As of ``fit_suitable``. One model's scoring may take about as long again, a minute at least:
+            where that is not enough fewer rows are scored, the same for all, at least a hundred.
         rows: Held-out rows to score at most; of one series all held-out steps are scored, each given all before it.
         test: Share of rows held out.
         say: Takes what is going on, a line at a time.
@@ -52,6 +57,8 @@ def compare_into(
         reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in skipped.items())
         came = f"No family can be fitted to {loaded.event!r}: {reasons}"
         raise DataError(came, "data that some family suits", "Choose other columns or more rows")
+    if not loaded.in_time:
+        held = _affordable(models, replace(loaded, x=held), max(budget, 60.0), seed, say)
     history = {"history": train} if loaded.in_time else {}
     result = compare(
         models, held, seed=seed, skipped=skipped, on_start=lambda name: say(f"  scoring {name}"), **history
@@ -69,6 +76,27 @@ def compare_into(
         last = f"last {n} steps" if (n := len(checked.x.values)) > 1 else "last step"
         return result, f"{loaded.name}: the {last} held out, each scored given all before it"
     return result, f"{loaded.name}: {_amount(checked)} held out"
+
+
+def _affordable(
+    models: Mapping[str, GenerativeModel], held: Dataset, seconds: float, seed: int, say: Callable[[str], None]
+) -> Any:
+    """As many of the held-out rows as the slowest model scores in time, judged by its first few."""
+    n, costs = len(held), {}
+    if n <= _LEAST:
+        return held.x
+    few = held.take(np.arange(_PROBED))
+    for name, model in models.items():
+        began = time.perf_counter()
+        with suppress(*BREAKDOWNS):
+            model.log_prob(few, seed=seed)
+        costs[name] = (time.perf_counter() - began) / _PROBED
+    slowest = max(costs, key=costs.__getitem__)
+    wanted = max(int(seconds / costs[slowest]), _LEAST)
+    if wanted >= n:
+        return held.x
+    say(f"  scoring {wanted} of them, drawn at random: {slowest} takes about {costs[slowest]:.1f} s a row")
+    return held.take(np.sort(np.random.default_rng(seed + 1).permutation(n)[:wanted]))
 
 
 def _draw(models: Mapping[str, GenerativeModel], loaded: Dataset, held: Any, path: Path, seed: int) -> None:
