@@ -12,6 +12,7 @@ from probgen.model import GenerativeModel
 __all__ = ["export", "wrap"]
 
 _FROM = {
+    "diffusers": "probgen.foreign.diffusers",
     "hmmlearn": "probgen.foreign.hmmlearn",
     "pgmpy": "probgen.foreign.pgmpy",
     "pyro": "probgen.foreign.pyro",
@@ -41,13 +42,14 @@ def wrap(foreign: Any, **options: Any) -> Any:
         foreign: A fitted hmmlearn model (CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM); Pyro's DiscreteHMM; a pgmpy
             DiscreteBayesianNetwork, LinearGaussianBayesianNetwork, DiscreteMarkovNetwork or FactorGraph; the path of a
             network file (.bif, .bif.gz, .net, .uai, .xdsl, .xmlbif). Or a Pyro program: ``(model, guide)``, the guide a
-            function, an autoguide, the class of one or None (AutoNormal); or a model alone.
-        **options: Of a Pyro program only: ``event=`` (needed), and those of ``PyroProgram``.
+            function, an autoguide, the class of one or None (AutoNormal); or a model alone. Or an unconditional
+            diffusers pipeline, or the folder that one was saved to: read offline, safetensors only.
+        **options: Of a Pyro program ``event=`` (needed), and those of ``PyroProgram``; of diffusers ``event=``.
 
     Returns:
         A fitted HMM; for a DiscreteHMM the distribution HiddenMarkov, in our convention of the first step; a fitted
         BayesianNetwork; a MarkovField of a field, also from a .uai file that says MARKOV; a PyroProgram, to be fitted
-        (``fitted=True`` where it was trained outside).
+        (``fitted=True`` where it was trained outside); a DiffusersModel.
 
     Raises:
         StructureError: of a kind that has no counterpart here.
@@ -57,9 +59,14 @@ def wrap(foreign: Any, **options: Any) -> Any:
     library = type(foreign).__module__.partition(".")[0]
     if isinstance(foreign, tuple) or (library not in _FROM and callable(foreign)):
         library = "pyro"
-    elif options:
+    folder = isinstance(foreign, str | PathLike) and (Path(fspath(foreign)) / "model_index.json").exists()
+    if options and not folder and library not in ("pyro", "diffusers"):
         name = type(foreign).__name__
-        raise ParameterError(f"{', '.join(options)} for a {name}", "options of a Pyro program only", "Leave them out")
+        raise ParameterError(
+            f"{', '.join(options)} for a {name}", "options of programs and pipelines", "Leave them out"
+        )
+    if folder:
+        return importlib.import_module(_FROM["diffusers"]).read(Path(fspath(foreign)), **options)
     if isinstance(foreign, str | PathLike):
         return _read(Path(fspath(foreign)))
     if library not in _FROM:
@@ -76,9 +83,9 @@ def _read(path: Path) -> Any:
     suffix = path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
     if suffix not in _FILES or (path.suffix == ".gz" and suffix != ".bif"):
         raise StructureError(
-            f"{str(path)!r} has no suffix of a network file",
+            f"{str(path)!r} is no folder of a diffusers pipeline, and has no suffix of a network file",
             f"one of {', '.join(_FILES)}, .bif.gz",
-            "Or a fitted model",
+            "Names of a hub are not looked up: download the folder first",
         )
     if not path.exists():
         raise StoreError(f"There is no file {path}", "a network file that exists", "Check the path")
