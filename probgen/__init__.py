@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "AIS": "probgen.estimate",
     "BayesianNetwork": "probgen.models.bayesnet",
+    "Diffusion": "probgen.models.diffusion",
     "ELBO": "probgen.estimate",
     "Enumerate": "probgen.estimate",
     "Flow": "probgen.models.flow",
@@ -28,6 +29,7 @@ _NAMES = {
     "PartitionReverseAIS": "probgen.models.markovfield",
     "PosteriorWeighting": "probgen.models.bayesnet",
     "PosteriorPredictive": "probgen.foreign.pyro.predictive",
+    "ProbabilityFlow": "probgen.estimate",
     "PseudoLikelihood": "probgen.models.markovfield",
     "PyroProgram": "probgen.foreign.pyro",
     "RAISE": "probgen.models.markovfield",
@@ -35,6 +37,8 @@ _NAMES = {
     "StateSpace": "probgen.models.statespace",
     "TreeReweighted": "probgen.models.markovfield",
     "VAE": "probgen.models.vae",
+    "VariationalBound": "probgen.models.diffusion",
+    "augmentation_gain": "probgen.evaluate.twosample",
     "bdmc": "probgen.estimate",
     "compare": "probgen.evaluate.compare",
     "evidence": "probgen.estimate",
@@ -42,14 +46,25 @@ _NAMES = {
     "load": "probgen.store",
     "log_joint": "probgen.estimate",
     "log_lik_given_latents": "probgen.estimate",
+    "memorisation": "probgen.evaluate.twosample",
     "pyro_pair": "probgen.model",
     "reverse_ais": "probgen.estimate",
     "save": "probgen.store",
+    "stein": "probgen.evaluate.twosample",
+    "train_on_synthetic": "probgen.evaluate.twosample",
+    "two_sample": "probgen.evaluate.twosample",
     "wrap": "probgen.foreign",
 }
-_ROOMS = (
-    "conditionals", "datasets", "emissions", "errors", "estimate", "events", "foreign", "nn", "plots", "transitions",
-)  # fmt: skip
+_ROOMS = {
+    **{
+        name: f"probgen.{name}"
+        for name in (
+            "conditionals", "datasets", "emissions", "errors", "estimate", "events", "foreign", "nn", "plots",
+            "transitions",
+        )
+    },
+    "scores": "probgen.evaluate.scores",
+}  # fmt: skip
 
 __all__ = [*_NAMES, *_ROOMS]
 
@@ -69,12 +84,19 @@ if TYPE_CHECKING:
     from probgen.estimate import IWAE as IWAE
     from probgen.estimate import Enumerate as Enumerate
     from probgen.estimate import Ladder as Ladder
+    from probgen.estimate import ProbabilityFlow as ProbabilityFlow
     from probgen.estimate import bdmc as bdmc
     from probgen.estimate import evidence as evidence
     from probgen.estimate import log_joint as log_joint
     from probgen.estimate import log_lik_given_latents as log_lik_given_latents
     from probgen.estimate import reverse_ais as reverse_ais
+    from probgen.evaluate import scores as scores
     from probgen.evaluate.compare import compare as compare
+    from probgen.evaluate.twosample import augmentation_gain as augmentation_gain
+    from probgen.evaluate.twosample import memorisation as memorisation
+    from probgen.evaluate.twosample import stein as stein
+    from probgen.evaluate.twosample import train_on_synthetic as train_on_synthetic
+    from probgen.evaluate.twosample import two_sample as two_sample
     from probgen.foreign import export as export
     from probgen.foreign import wrap as wrap
     from probgen.foreign.pyro import PyroProgram as PyroProgram
@@ -88,6 +110,8 @@ if TYPE_CHECKING:
     from probgen.models.bayesnet import LikelihoodWeighting as LikelihoodWeighting
     from probgen.models.bayesnet import PosteriorWeighting as PosteriorWeighting
     from probgen.models.crf import LinearChainCRF as LinearChainCRF
+    from probgen.models.diffusion import Diffusion as Diffusion
+    from probgen.models.diffusion import VariationalBound as VariationalBound
     from probgen.models.flow import Flow as Flow
     from probgen.models.gan import GAN as GAN
     from probgen.models.hmm import HMM as HMM
@@ -112,7 +136,7 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         value = getattr(import_module(_NAMES[name]), name)
     elif name in _ROOMS:
-        value = import_module(f"probgen.{name}")
+        value = import_module(_ROOMS[name])
     elif name == "__version__":
         from importlib.metadata import version
 

@@ -28,6 +28,7 @@ __all__ = ["FAMILIES", "FORMAT", "card", "check_folder", "family", "load", "read
 FORMAT = 1
 FAMILIES = {
     "BayesianNetwork": "probgen.models.bayesnet",
+    "Diffusion": "probgen.models.diffusion",
     "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",

@@ -16,6 +16,7 @@ from probgen.evaluate.compare import Comparison, Entry, column_names, compare, f
 from probgen.evaluate.outputs import csv_lines, sample_table
 from probgen.events import Array, Category, Count, Ragged, Real, Series, Table
 from probgen.logprob import Kind, LogProb
+from probgen.models.diffusion import Diffusion
 from probgen.models.flow import Flow
 from probgen.models.gan import GAN
 from probgen.models.mixture import Mixture
@@ -225,13 +226,13 @@ def test_families_that_do_not_suit_say_why():
 
 
 def test_the_budget_is_shared_equally_and_what_is_left_goes_on(monkeypatch):
-    for family in (Flow, Mixture, VAE, GAN):
+    for family in (Diffusion, Flow, Mixture, VAE, GAN):
         monkeypatch.setattr(family, "_fit", failing(FitError("at once")))
     shares = {}
     fit_suitable(TRAIN, EVENT, budget=9e6, on_start=shares.__setitem__)
     assert [name for name, share in shares.items() if share is None] == list(shares)[:3]  # closed forms first
-    trained = ("Flow", "GAN", "Mixture", "VAE")
-    assert [shares[name] for name in trained] == pytest.approx([2.25e6, 3e6, 4.5e6, 9e6], rel=1e-3)
+    trained = ("Diffusion", "Flow", "GAN", "Mixture", "VAE")
+    assert [shares[name] for name in trained] == pytest.approx([1.8e6, 2.25e6, 3e6, 4.5e6, 9e6], rel=1e-3)
 
 
 def test_a_family_named_twice_is_fitted_once():
@@ -375,3 +376,34 @@ def test_fewer_rows_are_scored_where_a_model_is_slow_and_it_is_said():
     assert said[0].startswith(f"  scoring {len(some)} of them, drawn at random: ")
     assert len(run._affordable({"quick": Slow()}, held, 60.0, 0, said.append)) == 300
     assert len(run._affordable({"quick": Slow()}, held, 0.01, 0, said.append)) == 100
+
+
+@pytest.fixture(scope="module")
+def judged():
+    """A good model, one of far too wide samples, and one without a likelihood, on 200 rows."""
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(400, 2)) @ [[1.0, 0.8], [0.0, 0.6]]
+    good, wide = Mixture(EVENT, 1).fit(x[:200], seed=0), Mixture(EVENT, 1).fit(3 * x[:200], seed=0)
+    gan = GAN(EVENT, 2, (8,)).fit(x[:200], steps=2, seed=0)
+    return compare({"wide": wide, "gan": gan, "good": good}, x[200:], seed=0)
+
+
+def test_every_family_is_judged_by_its_samples_explicit_or_not(judged):
+    assert judged.judged[0].name == "good"
+    assert {one.name for one in judged.judged} == {"wide", "gan", "good"}
+    table = judged.samples().to_pydict()
+    assert table["less the best"][0] is None
+    assert all(gap > 3 * error for gap, error in zip(table["less the best"][1:], table["± (paired)"][1:], strict=True))
+    good, wide = (next(one for one in judged.judged if one.name == name) for name in ("good", "wide"))
+    assert wide.accuracy > 0.65 > good.accuracy
+    assert wide.pvalue < 0.01 < good.pvalue
+    assert "By their samples" in str(judged)
+    assert "G(z)" in str(judged)
+
+
+def test_few_rows_and_sequences_are_not_judged_by_samples(models):
+    assert compare(models, HELD, seed=0).judged == ()
+    chains = [RNG.integers(3, size=5) for _ in range(60)]
+    series = pg.Independent(Series(levels=3)).fit(chains)
+    assert compare({"one": series}, chains, seed=0).judged == ()
+    assert "By their samples" not in str(compare({"one": series}, chains, seed=0))

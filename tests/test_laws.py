@@ -26,6 +26,7 @@ from probgen.model import GenerativeModel, Latent, pyro_pair
 
 ALPHA = 2e-6  # false-alarm rate of one statistical test; some fifty of them make 1e-4
 QUICK = {
+    "Diffusion": {"steps": 40, "batch_size": 64},
     "Flow": {"steps": 30, "batch_size": 64},
     "VAE": {"steps": 400, "learning_rate": 0.01},
     "GAN": {"steps": 30},
@@ -34,6 +35,7 @@ QUICK = {
     "StateSpace": {"restarts": 1, "max_iter": 20},
 }
 SMALL = {
+    "Diffusion": {"hidden": 16, "blocks": 1, "chain": 6},
     "Flow": {"layers": 2, "hidden": (16,), "bins": 5},
     "HMM": {"states": 2},
     "VAE": {"latent_dim": 1, "hidden": (16,)},
@@ -42,8 +44,10 @@ SMALL = {
 }
 DOES_NOT_APPLY = {
     ("exact", "VAE"): "a VAE gives lower bounds; they are held against quadrature instead",
+    ("exact", "Diffusion"): "a density costs an integral: tests/test_diffusion.py integrates one, and sums its bound",
     ("exact", "GAN"): "a GAN has no likelihood",
     ("objective", "GAN"): "two players have no common objective that rises",
+    ("program scores", "Diffusion"): "its latents are a chain: tests/test_diffusion.py holds its bound to the Pyro pair",
     ("program scores", "GAN"): "its program has no density to condition on",
     ("program scores", "VAE"): "its latents are continuous: its hooks are held to its trace instead",
 }
@@ -100,7 +104,10 @@ def draw_data():
 
 
 DATA = draw_data()
-NO_GAPS = {"Flow": "the marginal of some cells of a flow has no closed form: rows with gaps are refused"}
+NO_GAPS = {
+    "Diffusion": "its network knows whole rows only: rows with gaps are refused",
+    "Flow": "the marginal of some cells of a flow has no closed form: rows with gaps are refused",
+}
 WITH_GAPS = {"table"}
 CASES = [
     (f, e)
@@ -386,7 +393,7 @@ def tempered(probabilities):
     return warm / warm.sum()
 
 
-WITH_MASSES = [c for c in CASES if c[1] in ("levels", "binary") and c[0] != "GAN"]
+WITH_MASSES = [c for c in CASES if c[1] in ("levels", "binary") and c[0] not in ("Diffusion", "GAN")]
 
 
 @pytest.mark.parametrize(("family", "event"), WITH_MASSES, ids=[f"{f}-{e}" for f, e in WITH_MASSES])

@@ -460,7 +460,7 @@ def test_tensors_that_are_no_safetensors_are_refused(forge, payload):
         ("mixture of normals", "logits"),
         ("vae", "encoder.net.layers.0.weight"),
         ("vae", "features.centre"),
-        ("gan", "spread"),
+        ("gan", "cells.spread"),
         ("kernels on reals", "log_bandwidth"),
         ("kernels on reals", "scale"),
     ],

@@ -18,7 +18,7 @@ __all__ = [
     "refuse_output", "refuse_taken", "say", "shortened", "show", "show_text", "told", "whole_folder",
 ]  # fmt: skip
 
-_COMPARISON = {"models", "samples.png", "scores.parquet", "summary.parquet"}
+_COMPARISON = {"judged.parquet", "models", "samples.png", "scores.parquet", "summary.parquet"}
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def show(result: Any, title: str) -> None:
     console.print(table)
     if left_out:
         console.print(f"Too narrow for: {', '.join(left_out)}. They are in summary.parquet.", highlight=False)
-    for note in result.notes():
+    for note in [*result.notes(), *result.by_samples()]:
         console.print(note, highlight=False, markup=False)
 
 

@@ -13,6 +13,7 @@ from probgen.estimate.bound import ELBO, IWAE
 from probgen.estimate.enumerate import Enumerate
 from probgen.estimate.joint import log_joint as log_joint
 from probgen.estimate.joint import log_lik_given_latents as log_lik_given_latents
+from probgen.estimate.ode import ProbabilityFlow
 from probgen.estimate.program import evidence as evidence
 
-__all__ = ["AIS", "ELBO", "IWAE", "Enumerate", "Ladder"]  # what ``by=`` takes
+__all__ = ["AIS", "ELBO", "IWAE", "Enumerate", "Ladder", "ProbabilityFlow"]  # what ``by=`` takes

@@ -15,6 +15,8 @@ import torch
 
 from probgen import frames, store
 from probgen.errors import Incomparable, MissingExtra, ParameterError, ProbgenError, ShapeError, StructureError
+from probgen.evaluate.judged import COLUMNS as JUDGED
+from probgen.evaluate.judged import Judgement, judge, rows_of, why_not
 from probgen.evaluate.paired import Difference, against_best, error_of_total
 from probgen.events import Category, Checked, Event, Panel, Ragged, Series, Table
 from probgen.logprob import Fingerprint, Kind, LogProb
@@ -76,6 +78,8 @@ class Comparison:
         skipped: Families that do not suit the data or could not be fitted or scored, and why.
         lengths: Of the held-out parts of sequences, where a row is a step; None where rows are independent.
         sequences: Whether a row is a whole sequence.
+        judged: What samples of the models show on the same rows, best first; a second table.
+        unjudged: Models that samples can't judge, and why.
 
     The column "vs best" is the log-likelihood of all rows together minus that of the best comparable entry, in nats;
     "paired ±" is the standard error of that difference, from the spread of its rows.
@@ -85,6 +89,8 @@ class Comparison:
     skipped: Mapping[str, str] = field(default_factory=dict)
     lengths: tuple[int, ...] | None = None
     sequences: bool = False
+    judged: tuple[Judgement, ...] = ()
+    unjudged: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
@@ -110,6 +116,11 @@ class Comparison:
             for entry in self.entries
         ]
         return frames.table({name: [row[name] for row in rows] for name in rows[0]})
+
+    def samples(self) -> Any:
+        """The table of what samples show, a row a family (pyarrow.Table); None where none were judged."""
+        rows = rows_of(list(self.judged))
+        return frames.table({name: [row[name] for row in rows] for name in JUDGED}) if rows else None
 
     def scores(self) -> Any:
         """One row per held-out row and family (pyarrow.Table): family and the columns of LogProb.frame."""
@@ -187,13 +198,32 @@ class Comparison:
         return [{name: format_cell(value, name) for name, value in self.cells(entry).items()} for entry in self.entries]
 
     def __str__(self) -> str:
-        heads = [["", *textwrap.wrap(name, 8)][-2:] for name in COLUMNS]  # on two lines, for 120 columns
-        rows = [*zip(*heads, strict=True), *(tuple(row.values()) for row in self.texts())]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, "", *self.notes()])
+        return "\n".join([*_lines(COLUMNS, self.texts()), "", *self.notes(), *self.by_samples()])
+
+    def by_samples(self) -> list[str]:
+        """The second table with its notes, in lines; none where nothing was judged."""
+        if not self.judged:
+            return []
+        rows = [{name: format_cell(v, name) for name, v in row.items()} for row in rows_of(list(self.judged))]
+        left = [f"{name} was not judged by samples: {why.rstrip('.')}." for name, why in self.unjudged.items()]
+        return ["", "By their samples, on the same rows:", *_lines(JUDGED, rows), "", *_JUDGED_NOTES, *left]
 
     __repr__ = __str__
+
+
+_JUDGED_NOTES = (
+    "energy: a proper score, lower is better; the one ranking of all families, explicit and implicit.",
+    "C2ST: share of rows that a classifier tells from samples, beside that of real rows against real rows.",
+    "MMD p: whether a difference is seen; it ranks nothing.",
+)
+
+
+def _lines(columns: tuple[str, ...], texts: list[dict[str, str]]) -> list[str]:
+    """A table with heads on two lines, for 120 columns."""
+    heads = [["", *textwrap.wrap(name, 8)][-2:] for name in columns]
+    rows = [*zip(*heads, strict=True), *(tuple(row.values()) for row in texts)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def format_cell(value: Any, column: str) -> str:
@@ -214,6 +244,7 @@ def compare(
     by: Mapping[str, Estimator] | None = None,
     seed: int = 0,
     skipped: Mapping[str, str] | None = None,
+    samples: bool = True,
     on_start: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
     """Scores fitted models on the same held-out rows.
@@ -224,6 +255,8 @@ def compare(
         history: Of sequences, the part before ``x``, as many sequences in the same order (of a Panel: of the same
             labels). Each step of ``x`` is then a row of its own, scored given all steps before it.
         by: Estimators by model name, for those that should not take their own way.
+        samples: Whether the models are judged by their samples, too, where there are 30 rows or more, without gaps:
+            energy score, a classifier test and a kernel test.
 
     A model that can't score the rows is left out with its reason; the others are compared.
 
@@ -257,7 +290,14 @@ def compare(
     _same_rows([entry.log_prob for entry in entries])
     reasons = dict(skipped or {}) | {name: f"it could not score: {_reason(p)}" for name, p in failed.items()}
     sequences = history is None and isinstance(next(iter(models.values())).event, Series | Panel)
-    return Comparison(tuple(sorted(entries, key=lambda entry: entry.rank)), reasons, lengths, sequences)
+    event = next(iter(models.values())).event
+    judged: list[Judgement] = []
+    unjudged: dict[str, str] = {}
+    if samples and history is None and why_not(event, len(entries[0].log_prob)) is None:
+        kept = {entry.name: models[entry.name] for entry in entries}
+        judged, unjudged = judge(kept, x, event, seed)
+    ranked = tuple(sorted(entries, key=lambda entry: entry.rank))
+    return Comparison(ranked, reasons, lengths, sequences, tuple(judged), unjudged)
 
 
 def _continued(model: GenerativeModel, history: Any, x: Any, seed: int) -> tuple[LogProb, tuple[int, ...]]:

@@ -67,6 +67,8 @@ def compare_into(
         store.save(model, folder / "models" / name)
     frames.write(result.scores(), folder / "scores.parquet")
     frames.write(result.frame(), folder / "summary.parquet")
+    if result.judged:
+        frames.write(result.samples(), folder / "judged.parquet")
     try:
         _draw(models, loaded, held, folder / "samples.png", seed)
     except MissingExtra as missing:

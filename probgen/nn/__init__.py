@@ -2,5 +2,9 @@
 
 from probgen.nn.convolutional import ConvDecoder, ConvEncoder
 from probgen.nn.layers import MLP, Convolution, Linear, reset
+from probgen.nn.residual import AngleFeatures, ResidualMLP
+from probgen.nn.unet import UNet
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Convolution", "Linear", "reset"]
+__all__ = [
+    "MLP", "AngleFeatures", "ConvDecoder", "ConvEncoder", "Convolution", "Linear", "ResidualMLP", "UNet", "reset",
+]  # fmt: skip

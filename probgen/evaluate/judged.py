@@ -1,0 +1,99 @@
+"""Models judged by their samples on the rows of a comparison: the one ranking that needs no likelihood."""
+
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from probgen.errors import ProbgenError
+from probgen.evaluate import scores
+from probgen.evaluate.twosample import SampleWarning, two_sample
+from probgen.events import Array, Event, Table
+from probgen.model import GenerativeModel
+
+__all__ = ["COLUMNS", "Judgement", "judge", "rows_of", "why_not"]
+
+LEAST = 30  # rows below which the tests see nothing
+_DRAWS, _PERMUTATIONS = 1000, 200
+_BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
+COLUMNS = ("family", "energy", "less the best", "± (paired)", "C2ST", "C2ST real", "MMD p", "drawn from")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model's samples show on held-out rows.
+
+    Arguments:
+        name: Of the model.
+        energy: The energy score, a proper score, lower is better.
+        accuracy, floor: Of a classifier that tells samples from held-out rows, on rows that it has not seen; and of one
+            half of the held-out rows from the other half, which is what real samples show.
+        pvalue: Of the kernel test (MMD); it says whether a difference is seen, and ranks nothing.
+        target: What the samples are drawn from.
+    """
+
+    name: str
+    energy: scores.Scores
+    accuracy: float
+    floor: float
+    pvalue: float
+    target: str
+
+
+def why_not(event: Event, rows: int) -> str | None:
+    """None, or why models are not judged by samples on such rows."""
+    if not isinstance(event, Array | Table):
+        return "samples of sequences are judged by two_sample alone"
+    return f"{rows} rows are too few to judge samples by" if rows < LEAST else None
+
+
+def judge(
+    models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: int
+) -> tuple[list[Judgement], dict[str, str]]:
+    """Judgements, best first, and the models left out with their reasons.
+
+    Arguments:
+        x: Held-out rows, of which those with missing cells can't be judged.
+    """
+    found: list[Judgement] = []
+    left: dict[str, str] = {}
+    for name, model in models.items():
+        if model.context is not None:
+            left[name] = "its samples need covariates"
+            continue
+        try:
+            found.append(_one(name, model, x, event, seed))
+        except _BREAKDOWNS as problem:
+            left[name] = " ".join(str(problem).split())
+    return sorted(found, key=lambda one: one.energy.mean), left
+
+
+def _one(name: str, model: GenerativeModel, x: Any, event: Event, seed: int) -> Judgement:
+    checked = event.check(x)
+    drawn = event.check(model.sample(max(_DRAWS, len(checked)), seed=seed)).x
+    outside = event.restore(drawn, checked.form)
+    energy = scores.energy(outside, x, event=event)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SampleWarning)
+        tests = two_sample(
+            x, event.restore(drawn[: len(checked)], checked.form), event=event, tests=["mmd", "c2st"],
+            permutations=_PERMUTATIONS, seed=seed,
+        )  # fmt: skip
+    mmd, c2st = tests["mmd"], tests["c2st"]
+    return Judgement(name, energy, c2st.value, c2st.floor, float(mmd.pvalue or 0.0), model.sample_target())
+
+
+def rows_of(judged: list[Judgement]) -> list[dict[str, Any]]:
+    """The table, a dict a model; the best one has no difference."""
+    rows = []
+    for one in judged:
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= {"family": one.name, "energy": one.energy.mean, "C2ST": one.accuracy, "C2ST real": one.floor}
+        row |= {"MMD p": one.pvalue, "drawn from": one.target}
+        if one is not judged[0]:
+            with suppress(ProbgenError):
+                difference = one.energy - judged[0].energy
+                row |= {"less the best": difference.mean, "± (paired)": difference.stderr}
+        rows.append(row)
+    return rows
