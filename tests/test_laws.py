@@ -47,7 +47,7 @@ DOES_NOT_APPLY = {
     ("exact", "Diffusion"): "a density costs an integral: tests/test_diffusion.py integrates one, and sums its bound",
     ("exact", "GAN"): "a GAN has no likelihood",
     ("objective", "GAN"): "two players have no common objective that rises",
-    ("program scores", "Diffusion"): "its latents are a chain: tests/test_diffusion.py holds its bound to the Pyro pair",
+    ("program scores", "Diffusion"): "its latents are a chain: tests/test_diffusion.py holds its bound to its program",
     ("program scores", "GAN"): "its program has no density to condition on",
     ("program scores", "VAE"): "its latents are continuous: its hooks are held to its trace instead",
 }

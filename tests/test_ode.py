@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from probgen.errors import Incomparable, ParameterError
+from probgen.estimate import ode
 from probgen.estimate.ode import Flowing, ProbabilityFlow
 from probgen.events import Array
 from probgen.logprob import Kind, LogProb
@@ -94,33 +95,54 @@ def test_default_settings_are_within_a_ten_thousandth_of_a_nat_of_a_gaussian_at_
 
 def test_eight_gaussians_are_certified_row_by_row_and_the_twin_with_a_wrong_field_is_caught():
     model = eight()
-    error, answer = off(model, model.rows(150))
-    assert (answer.kinds == Kind.EXACT).all()
-    assert (error < 1e-2).mean() > 0.985  # a row between two modes may look settled at the first two grids
-    assert error.max() < 0.05
-    assert np.median(error) < 1e-4
+    error, answer = off(model, model.rows(150), most=32)
+    sure = answer.kinds == Kind.EXACT
+    assert sure.mean() > 0.95
+    assert error[sure].max() < 1e-2
+    assert np.median(error) < 2e-4
     assert np.unique(answer.diagnostics["evaluations"]).size > 1, "every row got the same steps"
-    wrong, _ = off(eight(extra=0.01), model.rows(100))
+    wrong, _ = off(eight(extra=0.01), model.rows(50), most=16)
     assert np.median(wrong) > 1e-3
+
+
+def test_two_grids_that_agree_by_chance_are_not_believed(monkeypatch):
+    model, x = eight(), eight().rows(150)
+    monkeypatch.setattr(ode, "_SETTLED", 0)  # the twin: the stages' disagreement counts for nothing
+    blind, answer = off(model, x, most=16)
+    false = (answer.kinds == Kind.EXACT) & (blind > 1e-2)
+    assert false.any()
+    monkeypatch.undo()
+    _, answer = off(model, x[false], most=16)
+    assert (answer.kinds == Kind.ESTIMATE).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("solver", ["rk4", "heun"])
+def test_no_row_of_twenty_thousand_is_certified_falsely(solver):
+    model = eight()
+    error, answer = off(model, model.rows(20_000, seed=11), solver=solver)
+    sure = answer.kinds == Kind.EXACT
+    assert sure.mean() > 0.97
+    assert error[sure].max() < 2e-3
+    assert (error <= 0.5 * answer.diagnostics["solver_error"] + 1e-9).all()
 
 
 @pytest.mark.parametrize("solver", ["rk4", "heun"])
 def test_the_solver_error_covers_the_true_one_and_a_tenth_of_it_would_not(solver):
     model = eight()
-    x = model.rows(300, seed=4)
-    error, answer = off(model, x, solver=solver, steps=24, most=24)
+    error, answer = off(model, model.rows(300, seed=4), solver=solver, steps=16, most=16)
     figure = answer.diagnostics["solver_error"]
-    assert (error <= figure + 1e-9).mean() > 0.98
-    assert (error <= figure / 100 + 1e-9).mean() < 0.9, "the twin"
+    assert (error <= figure).all()
+    assert (error > figure / 10).any(), "the twin"
 
 
 @pytest.mark.parametrize(("solver", "order"), [("rk4", 4), ("heun", 2)])
 def test_the_error_falls_at_least_at_the_solvers_order(solver, order):
     model = gaussian()
     x = model.rows(20)
-    errors = [off(model, x, solver=solver, steps=n, most=n)[0].mean() for n in (16, 32)]
+    runs = [off(model, x, solver=solver, steps=n, most=n) for n in (16, 32)]
+    errors, figures = zip(*((e.mean(), a.diagnostics["solver_error"].mean()) for e, a in runs), strict=True)
     assert math.log2(errors[0] / errors[1]) > order - 0.3
-    figures = [flow(model, x, solver=solver, steps=n, most=n).diagnostics["solver_error"].mean() for n in (32, 64)]
     assert math.log2(figures[0] / figures[1]) == pytest.approx(order, abs=0.5)
 
 
@@ -135,8 +157,9 @@ def test_an_answer_depends_on_its_row_alone():
     model = eight()
     x = model.rows(12)
     for trace in ("exact", "hutchinson"):
-        whole = flow(model, x, trace=trace, most=32)
-        part = flow(model, x[[7, 3, 3]], trace=trace, most=32)
+        whole = flow(model, x, trace=trace, steps=4, most=8, tolerance=0.1)
+        part = flow(model, x[[7, 3, 3]], trace=trace, steps=4, most=8, tolerance=0.1)
+        assert np.unique(whole.diagnostics["evaluations"]).size > 1
         np.testing.assert_allclose(part.nats, whole.nats[[7, 3, 3]], rtol=1e-11)
         assert (part.diagnostics["evaluations"] == whole.diagnostics["evaluations"][[7, 3, 3]]).all()
 
@@ -144,7 +167,7 @@ def test_an_answer_depends_on_its_row_alone():
 def test_hutchinsons_trace_is_unbiased_with_an_error_that_covers_and_a_forgotten_probe_is_caught():
     model = gaussian()
     x = model.rows(300, seed=8)
-    answer = flow(model, x, trace="hutchinson", probes=16)
+    answer = flow(model, x, trace="hutchinson", probes=16, steps=8, most=8)
     assert (answer.kinds == Kind.ESTIMATE).all()
     miss, spread = answer.nats - model.nats(x.numpy()), answer.stderr
 
@@ -159,6 +182,66 @@ def test_hutchinsons_trace_is_unbiased_with_an_error_that_covers_and_a_forgotten
     assert z.std() * math.sqrt(16) > 1.3, "the twin whose error is not divided by the root of the probes"
 
 
+class Backward(torch.autograd.Function):
+    """The identity, with a rule for reverse mode alone: forward mode raises, as in attention on some machines."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y):
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Net(torch.nn.Module):
+    """A small network of random weights as a velocity, whose input passes ``through`` something."""
+
+    flow_dim, flow_random = 3, False
+
+    def __init__(self, through=torch.clone):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)).double()
+        self.through = through
+
+    def _flow_start(self, x, given, noise):
+        return x, 0.0, torch.zeros(len(x), dtype=D)
+
+    def _flow_velocity(self, y, t, given):
+        return self.net(torch.cat([self.through(y), t[:, None]], 1))
+
+
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+def test_a_network_without_forward_derivatives_gets_the_same_numbers_by_reverse_mode(trace):
+    y = torch.randn(6, 3, generator=seeded(3), dtype=D)
+    probes = None if trace == "exact" else torch.randn(4, 6, 3, generator=seeded(4), dtype=D).sign()
+    ode._load_forward_rules()
+    forward, reverse = ode._Field(Net()), ode._Field(Net(Backward.apply))
+    with torch.no_grad():
+        for mine, other in zip(reverse(y, 0.3, None, probes), forward(y, 0.3, None, probes), strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-12, rtol=1e-10)
+            assert not mine.requires_grad
+    assert (forward.forward, reverse.forward) == (True, False)
+    through, plain = (flow(net, y, trace=trace, steps=4, most=4) for net in (Net(Backward.apply), Net()))
+    np.testing.assert_allclose(through.nats, plain.nats, rtol=1e-10)
+
+
+def test_a_fault_of_the_network_itself_is_told():
+    def broken(y):
+        raise RuntimeError("a fault of its own")
+
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        flow(Net(broken), torch.zeros(2, 3, dtype=D))
+
+
 def test_probes_that_agree_by_chance_print_no_error():
     model = eight()
     answer = flow(model, model.rows(200), trace="hutchinson", probes=2, steps=4, most=4)
@@ -168,12 +251,12 @@ def test_probes_that_agree_by_chance_print_no_error():
 
 def test_two_distributions_of_one_network_are_never_subtracted():
     model = eight()
-    ode = flow(model, model.rows(5))
-    sde = LogProb(Kind.EXACT, ode.nats - 1, by="a chain", target="p^SDE")
-    for pair in ((ode, sde), (sde, ode)):
+    one = flow(model, model.rows(5), steps=4, most=4, tolerance=100)
+    other = LogProb(Kind.EXACT, one.nats - 1, by="a chain", target="p^SDE")
+    for pair in ((one, other), (other, one)):
         with pytest.raises(Incomparable, match="two different distributions"):
             _ = pair[0] - pair[1]
-    assert float((ode - ode.replace(nats=ode.nats - 1.0)).mean()) == pytest.approx(1)
+    assert float((one - one.replace(nats=one.nats - 1.0)).mean()) == pytest.approx(1)
 
 
 def test_a_hutchinson_number_is_not_importance_weighted():
@@ -206,7 +289,7 @@ class Exploding(Exact):
 
 def test_a_row_whose_flow_leaves_all_numbers_is_refused_and_the_others_are_not():
     model = Exploding(np.zeros((1, 2)), np.eye(2))
-    answer = flow(model, torch.tensor([[1.0, 1.0], [-1.0, 0.5]], dtype=D), most=32)
+    answer = flow(model, torch.tensor([[1.0, 1.0], [-1.0, 0.5]], dtype=D), most=16)
     assert answer.refused.tolist() == [True, False]
     assert "finite" in answer.reason
     assert answer[1].nats[0] == pytest.approx(stats.norm.logpdf([-1, 0.5]).sum(), abs=1e-9)

@@ -25,9 +25,9 @@ from probgen.evaluate.twosample import (
     two_sample,
 )
 from probgen.evaluate.twosample.classifier import ranked_above, told_apart
+from probgen.evaluate.twosample.discrepancy import discrepancy, score_of
 from probgen.evaluate.twosample.findings import holm
 from probgen.evaluate.twosample.geometry import frechet, neighbourhoods
-from probgen.evaluate.twosample.discrepancy import discrepancy, score_of
 from probgen.events import Category, Count, Panel, Ragged, Real, Table
 
 REPEATS = 300

@@ -36,8 +36,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         sizes = (shape[0], *channels)
         self.convolutions = nn.ModuleList(
-            Convolution(a, b, 5 if i == 0 else 3, 2, 1.6)
-            for i, (a, b) in enumerate(pairwise(sizes))
+            Convolution(a, b, 5 if i == 0 else 3, 2, 1.6) for i, (a, b) in enumerate(pairwise(sizes))
         )
         height, width = halved(shape[1:], len(channels))[-1]
         self.linear = MLP((channels[-1] * height * width + extra, *hidden, outputs), last)
