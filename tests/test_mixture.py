@@ -679,3 +679,13 @@ def test_rows_in_a_plane_stop_at_the_floor_of_the_noise(noise):
     assert np.isfinite(m.log_prob(x).nats).all()
     least = 1e-4 * (x.var(0) if noise == "diag" else x.var(0).mean())
     assert (m.emission.noise_variance()[0].detach().numpy() >= least * (1 - 1e-9)).all()
+
+
+def test_a_small_budget_takes_fewer_rows_and_says_so():
+    x = np.random.default_rng(0).integers(256, size=(20_000, 30))
+    mixture = Mixture(Array((30,), levels=256), components=8).fit(x, budget=1.0, seed=0)
+    assert "rows, drawn at random" in mixture.report.notes[0]
+    assert mixture.n_rows < 20_000
+    small = Mixture(Array((2,)), components=2).fit(np.random.default_rng(1).normal(size=(500, 2)), budget=5.0, seed=0)
+    assert small.n_rows == 500
+    assert "drawn" not in small.report.notes[0]

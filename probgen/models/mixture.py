@@ -22,6 +22,9 @@ __all__ = ["Mixture"]
 Statistics = dict[str, Tensor]
 
 
+_TIMED = 2000  # rows that tell what an iteration costs
+
+
 class Mixture(GenerativeModel):
     """p(x) = sum_k w_k p_k(x): exact, with missing cells integrated out.
 
@@ -136,7 +139,8 @@ class Mixture(GenerativeModel):
     ) -> FitReport:
         """EM. ``tol``: gain in nats a cell below which an iteration counts as converged.
 
-        ``budget``: seconds, turned once into a number of restarts and iterations, which the report records.
+        ``budget``: seconds, turned once into a number of restarts and iterations, and where they are few of rows, which
+        the report records.
         """
         if not (isinstance(restarts, int) and isinstance(max_iter, int)) or min(restarts, max_iter) < 1 or not tol >= 0:
             raise ParameterError(
@@ -153,8 +157,10 @@ class Mixture(GenerativeModel):
         self.emission.prepare(cells)
         notes = []
         if budget is not None:
-            restarts, max_iter = self._afford(cells, generator, budget, restarts, max_iter)
-            notes.append(f"budget {budget:g} s = {restarts} restarts of at most {max_iter} iterations")
+            n = len(cells)
+            cells, restarts, max_iter = self._afford(cells, generator, budget, restarts, max_iter)
+            few = "" if len(cells) == n else f" on {len(cells)} of {n} rows, drawn at random"
+            notes.append(f"budget {budget:g} s = {restarts} restarts of at most {max_iter} iterations{few}")
         runs = []
         good = {name: value.clone() for name, value in self.state_dict().items()}
         with Progress("Mixture EM", restarts * max_iter, progress) as bar:
@@ -179,18 +185,25 @@ class Mixture(GenerativeModel):
 
     def _afford(
         self, cells: Tensor, generator: torch.Generator, budget: float, restarts: int, max_iter: int
-    ) -> tuple[int, int]:
-        """Restarts and iterations that fit into a budget: one of each is timed, on a copy of the generator."""
+    ) -> tuple[Tensor, int, int]:
+        """Rows, restarts and iterations that fit into a budget: one of each is timed on up to 2000 rows.
+
+        Where not even ten iterations on all rows would fit, fewer rows are drawn.
+        """
         pilot = torch.Generator()
         pilot.set_state(generator.get_state())
+        n, few = len(cells), cells if len(cells) <= _TIMED else cells[_some(len(cells), _TIMED, pilot)]
         began = time.perf_counter()
-        self._start(cells, pilot)
+        self._start(few, pilot)
         middle = time.perf_counter()
-        self._maximise(self._expect(cells)[1])
-        each = time.perf_counter() - middle
-        affordable = max(1, int((budget - (middle - began)) / each))
+        self._maximise(self._expect(few)[1])
+        each, start = ((a - b) * n / len(few) for a, b in ((time.perf_counter(), middle), (middle, began)))
+        rows = n if n == len(few) else min(n, max(_TIMED, int(n * budget / (start + 10 * each))))
+        if rows < n:
+            cells, each, start = cells[_some(n, rows, generator)], each * rows / n, start * rows / n
+        affordable = max(1, int((budget - start) / each))
         restarts = max(1, min(restarts, affordable // min(max_iter, 50)))
-        return restarts, max(1, min(max_iter, affordable // restarts))
+        return cells, restarts, max(1, min(max_iter, affordable // restarts))
 
     def _start(self, cells: Tensor, generator: torch.Generator) -> None:
         shares = emissions.start_responsibilities(self.emission.features(cells), self.components, generator)
@@ -252,3 +265,8 @@ def _shares(joint: Tensor) -> tuple[Tensor, Tensor]:
 def _add(totals: Statistics, part: Statistics) -> None:
     for name, value in part.items():
         totals[name] = totals[name] + value if name in totals else value
+
+
+def _some(n: int, rows: int, generator: torch.Generator) -> Tensor:
+    """So many of n row numbers, drawn at random, in order."""
+    return torch.randperm(n, generator=generator)[:rows].sort().values
