@@ -129,6 +129,10 @@ class MissingExtra(ProbgenError, ImportError):
         self.args = (library, extra)
 
 
+# What ends one model's work but not the others': refusals, and numbers that break down (singular matrices, memory)
+BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The hint that ends a message about an unknown name: the nearest known one, and the first thirty."""
     names = sorted(map(str, known))

@@ -1,4 +1,4 @@
-"""Rows of an event as numbers about one, for a network to read."""
+"""Rows of an event as a network reads them: numbers about one, and which of them are images."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from probgen.emissions.emission import column_moments
-from probgen.errors import StructureError
+from probgen.errors import ParameterError, StructureError
 from probgen.events import Array, Category, Count, Event, Real, Table
 
-__all__ = ["Features"]
+__all__ = ["Features", "channels_last", "image_shape", "required_image"]
 
 _FAR = 10.0  # what a network sees of an outlier, so that it is not carried off
 _FEW = 32  # levels of an array's cell that become indicators
@@ -115,3 +115,33 @@ def _column(column: object) -> _Cell:
     if isinstance(column, Count):
         return _Cell(log="log1p")
     return _Cell(log="log" if cast(Real, column).positive else "")
+
+
+def image_shape(event: Event) -> tuple[int, int, int] | None:
+    """Channels, height and width of an image event: (h, w), (h, w, c) or (c, h, w) with up to 4 channels."""
+    shape = event.shape if isinstance(event, Array) else ()
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    if len(shape) == 3 and min(shape[0], shape[2]) <= 4:
+        return (shape[2], shape[0], shape[1]) if channels_last(event) else (shape[0], shape[1], shape[2])
+    return None
+
+
+def required_image(event: Event) -> tuple[int, int, int]:
+    """The same where a network has convolutions.
+
+    Raises:
+        ParameterError: no image.
+    """
+    image = image_shape(event)
+    if image is None:
+        raise ParameterError(
+            f"channels for {event!r}", "images: an Array of shape (h, w), (h, w, c) or (c, h, w)", "channels=()"
+        )
+    return image
+
+
+def channels_last(event: Event) -> bool:
+    """Whether the channels of an image come last."""
+    shape = event.shape if isinstance(event, Array) else ()
+    return len(shape) == 3 and shape[2] <= 4

@@ -10,10 +10,10 @@ import torch
 from probgen.errors import ParameterError
 from probgen.estimate.pilot import judge
 from probgen.estimate.refine import refine
-from probgen.estimate.weights import Weights, at_least, call, log_mean, quality, refuse_without_guide, reliable
+from probgen.estimate.weights import Weights, at_least, call, log_mean, refuse_without_guide
 from probgen.logprob import Kind, LogProb
 
-__all__ = ["ELBO", "IWAE", "log_mean", "quality", "reliable"]
+__all__ = ["ELBO", "IWAE"]
 
 
 @dataclass(frozen=True)

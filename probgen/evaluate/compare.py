@@ -14,7 +14,15 @@ import numpy as np
 import torch
 
 from probgen import frames, store
-from probgen.errors import Incomparable, MissingExtra, ParameterError, ProbgenError, ShapeError, StructureError
+from probgen.errors import (
+    BREAKDOWNS,
+    Incomparable,
+    MissingExtra,
+    ParameterError,
+    ProbgenError,
+    ShapeError,
+    StructureError,
+)
 from probgen.evaluate.judged import COLUMNS as JUDGED
 from probgen.evaluate.judged import Judgement, judge, rows_of, why_not
 from probgen.evaluate.paired import Difference, against_best, error_of_total
@@ -24,8 +32,6 @@ from probgen.model import Estimator, GenerativeModel
 
 __all__ = ["Comparison", "Entry", "compare", "fit_suitable"]
 
-# What ends one family's work but not the others': refusals, and numbers that break down (singular matrices, memory)
-BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
 COLUMNS = (
     "family", "kind", "nats/row", "between rows ±", "vs best", "paired ±", "Monte Carlo ±", "bits/dim", "fit s", "by",
 )  # fmt: skip

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from probgen.errors import ProbgenError
+from probgen.errors import BREAKDOWNS, ProbgenError
 from probgen.evaluate import scores
 from probgen.evaluate.twosample import SampleWarning, two_sample
 from probgen.events import Array, Event, Table
@@ -14,9 +14,8 @@ from probgen.model import GenerativeModel
 
 __all__ = ["COLUMNS", "Judgement", "judge", "rows_of", "why_not"]
 
-LEAST = 30  # rows below which the tests see nothing
+_LEAST = 30  # rows below which the tests see nothing
 _DRAWS, _PERMUTATIONS = 1000, 200
-_BREAKDOWNS = (ProbgenError, RuntimeError, ArithmeticError, MemoryError)
 COLUMNS = ("family", "energy", "less the best", "± (paired)", "C2ST", "C2ST real", "MMD p", "drawn from")
 
 
@@ -45,7 +44,7 @@ def why_not(event: Event, rows: int) -> str | None:
     """None, or why models are not judged by samples on such rows."""
     if not isinstance(event, Array | Table):
         return "samples of sequences are judged by two_sample alone"
-    return f"{rows} rows are too few to judge samples by" if rows < LEAST else None
+    return f"{rows} rows are too few to judge samples by" if rows < _LEAST else None
 
 
 def judge(
@@ -64,7 +63,7 @@ def judge(
             continue
         try:
             found.append(_one(name, model, x, event, seed))
-        except _BREAKDOWNS as problem:
+        except BREAKDOWNS as problem:
             left[name] = " ".join(str(problem).split())
     return sorted(found, key=lambda one: one.energy.mean), left
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from probgen import frames, plots, store
 from probgen.datasets import Dataset
-from probgen.errors import DataError, MissingExtra
-from probgen.evaluate.compare import BREAKDOWNS, Comparison, column_names, compare, fit_suitable, level_names, panels
+from probgen.errors import BREAKDOWNS, DataError, MissingExtra
+from probgen.evaluate.compare import Comparison, column_names, compare, fit_suitable, level_names, panels
 from probgen.events import Checked, Panel, Ragged, Real, Series, Table
 from probgen.model import GenerativeModel
 

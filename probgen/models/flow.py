@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from probgen.bijections import Cell, CellFlow, SplineFlow, Standardise, Structure
 from probgen.errors import ParameterError, StructureError
 from probgen.estimate import IWAE
+from probgen.estimate.weights import standard_normal
 from probgen.events import Array, Category, Event, Real, Table, row_hash
 from probgen.features import Features
 from probgen.logprob import Kind, LogProb
@@ -137,10 +138,10 @@ class Flow(GenerativeModel):
 
     def _propose(self, x: Tensor, given: Tensor | None, noise: Tensor) -> tuple[Tensor, Tensor]:
         z = noise.to(torch.float64)
-        return z, _standard_normal(z)
+        return z, standard_normal(z)
 
     def _log_joint(self, x: Tensor, z: Tensor, given: Tensor | None) -> Tensor:
-        return _standard_normal(z) + self._log_weight(x.reshape(len(x), -1), z.to(torch.float64), given)
+        return standard_normal(z) + self._log_weight(x.reshape(len(x), -1), z.to(torch.float64), given)
 
     def _log_weight(self, cells: Tensor, z: Tensor, given: Tensor | None) -> Tensor:
         """log of volume p(v) at the place z in the boxes of cells: (n, cells), (..., n, latent_dim) -> (..., n)."""
@@ -313,11 +314,6 @@ class Boxed(dist.TorchDistribution):
 
     def expand(self, batch_shape: torch.Size, _instance: None = None) -> "Boxed":
         return Boxed(self.flow, self.z.expand(*batch_shape, -1), self.given)
-
-
-def _standard_normal(z: Tensor) -> Tensor:
-    """log N(z; 0, I), (...,) of (..., d)."""
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)
 
 
 def _covariates(context: Event) -> Features:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probgen.errors import ParameterError
-from probgen.estimate.bound import log_mean, quality, reliable
+from probgen.estimate.weights import log_mean, quality, reliable
 from probgen.events import row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.models.bayesnet import graph

@@ -13,13 +13,13 @@ from torch import Tensor
 from probgen.errors import ParameterError, ShapeError, StructureError, nearest
 from probgen.estimate.ode import ProbabilityFlow
 from probgen.events import Array, Event, Table
-from probgen.features import Features
+from probgen.features import Features, image_shape
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.diffusion.bound import VariationalBound
 from probgen.models.diffusion.coordinates import Seen
 from probgen.models.diffusion.learning import VelocityError
-from probgen.models.diffusion.networks import Velocity, image_shape
+from probgen.models.diffusion.networks import Velocity
 from probgen.models.diffusion.rows import Decoded, rows_for
 from probgen.models.diffusion.trig import SOLVERS, bridge, chain_times, descend, flow_times, solve
 from probgen.nn import reset

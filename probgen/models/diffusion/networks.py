@@ -8,19 +8,10 @@ from torch import Tensor, nn
 
 from probgen.errors import ParameterError
 from probgen.events import Array, Event
+from probgen.features import image_shape
 from probgen.nn import AngleFeatures, ResidualMLP, UNet
 
-__all__ = ["Velocity", "image_shape"]
-
-
-def image_shape(event: Event) -> tuple[int, int, int] | None:
-    """Planes, height and width of an image event: (h, w), (h, w, c) or (c, h, w) with up to 4 channels."""
-    shape = event.shape if isinstance(event, Array) else ()
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    if len(shape) == 3 and min(shape[0], shape[2]) <= 4:
-        return (shape[2], shape[0], shape[1]) if shape[2] <= 4 else (shape[0], shape[1], shape[2])
-    return None
+__all__ = ["Velocity"]
 
 
 class Velocity(nn.Module):

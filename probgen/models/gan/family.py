@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from probgen.errors import LikelihoodUnavailable, ParameterError, nearest
 from probgen.events import Array, Category, Checked, Event, Table
-from probgen.features import Features
+from probgen.features import Features, image_shape
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.gan.cells import Cells
 from probgen.models.gan.conditions import Conditions, Drawn, Rows
 from probgen.models.gan.learning import _Discriminate, _Generate
 from probgen.models.gan.losses import LOSSES
-from probgen.models.gan.networks import Discriminator, Generator, image_shape
+from probgen.models.gan.networks import Discriminator, Generator
 from probgen.models.gan.noisy import ObservedWithNoise, parzen
 from probgen.models.gan.observed import Observed, accepted, observed
 from probgen.models.gan.spectral import Spectral

@@ -6,36 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from probgen.errors import ParameterError
-from probgen.events import Array, Event
+from probgen.events import Event
+from probgen.features import channels_last, required_image
 from probgen.nn import MLP, ConvDecoder, ConvEncoder
 
-__all__ = ["Discriminator", "Generator", "image_shape"]
-
-
-def image_shape(event: Event) -> tuple[int, int, int] | None:
-    """Channels, height and width of an image event: (h, w), (h, w, c) or (c, h, w) with up to 4 channels."""
-    shape = event.shape if isinstance(event, Array) else ()
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    if len(shape) == 3 and min(shape[0], shape[2]) <= 4:
-        return (shape[2], shape[0], shape[1]) if shape[2] <= 4 else (shape[0], shape[1], shape[2])
-    return None
-
-
-def _checked(event: Event) -> tuple[int, int, int]:
-    image = image_shape(event)
-    if image is None:
-        raise ParameterError(
-            f"channels for {event!r}", "images: an Array of shape (h, w), (h, w, c) or (c, h, w)", "channels=()"
-        )
-    return image
-
-
-def _last(event: Event) -> bool:
-    """Whether the channels of an image come last."""
-    shape = event.shape if isinstance(event, Array) else ()
-    return len(shape) == 3 and shape[2] <= 4
+__all__ = ["Discriminator", "Generator"]
 
 
 class Generator(nn.Module):
@@ -45,8 +20,8 @@ class Generator(nn.Module):
         self, event: Event, latent: int, extra: int, hidden: Sequence[int], channels: Sequence[int], width: int
     ) -> None:
         super().__init__()
-        self.last, self.width = _last(event), width
-        self.image = _checked(event) if channels else None
+        self.last, self.width = channels_last(event), width
+        self.image = required_image(event) if channels else None
         inputs = latent + extra
         self.net: nn.Module = (
             MLP((inputs, *hidden, width)) if self.image is None else ConvDecoder(inputs, hidden, channels, self.image)
@@ -72,8 +47,8 @@ class Discriminator(nn.Module):
         self, event: Event, width: int, gaps: int, extra: int, hidden: Sequence[int], channels: Sequence[int]
     ) -> None:
         super().__init__()
-        self.last, self.planes = _last(event), 2 if gaps else 1
-        self.image = _checked(event) if channels else None
+        self.last, self.planes = channels_last(event), 2 if gaps else 1
+        self.image = required_image(event) if channels else None
         if self.image is None:
             self.net: nn.Module = MLP((width + gaps + extra, *hidden, 1))
         else:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probgen.estimate.bound import log_mean, quality, reliable
+from probgen.estimate.weights import log_mean, quality, reliable
 from probgen.events import row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.models.markovfield.factors import whole

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probgen.models.vae.networks import batches
+
 if TYPE_CHECKING:
     from probgen.models.vae.family import VAE
 
@@ -76,9 +78,7 @@ def _told(figure: tuple[float, float]) -> str:
 @torch.no_grad()
 def diagnose(vae: "VAE", x: Tensor, given: Tensor | None, *, rows: int, generator: torch.Generator) -> Diagnosis:
     """See ``VAE.diagnose``."""
-    from probgen.models.vae.family import _batches
-
-    parts = [vae._posterior(some, c) for some, c in _batches(x, given)]
+    parts = [vae._posterior(some, c) for some, c in batches(x, given)]
     loc, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     z = loc + scale * torch.randn(loc.shape, generator=generator, dtype=loc.dtype)
     log_q = _normal(z, loc, scale)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from probgen.errors import ParameterError, ShapeError
 from probgen.estimate import Ladder
 from probgen.events import Array, Event, Real, Table
-from probgen.features import Features
+from probgen.features import Features, image_shape
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.vae import diagnostics, learning, pictures
-from probgen.models.vae.networks import Decoder, Encoder, image_shape
+from probgen.models.vae.networks import Decoder, Encoder, batches
 from probgen.models.vae.observations import Observed, observation_for
 from probgen.models.vae.priors import prior_for
 from probgen.nn import reset
@@ -269,7 +269,7 @@ class VAE(GenerativeModel):
             given: Their covariates, of a conditional model.
         """
         rows, covariates = self._checked(x, given)
-        parts = [self._posterior(x, c) for x, c in _batches(rows, covariates)]
+        parts = [self._posterior(x, c) for x, c in batches(rows, covariates)]
         loc, scale = (torch.cat(part).to(torch.float64).numpy() for part in zip(*parts, strict=True))
         return Code(loc, scale)
 
@@ -295,7 +295,7 @@ class VAE(GenerativeModel):
             covariates = covariates.expand(len(codes), *covariates.shape[1:])
         if covariates is not None and len(covariates) != len(codes):
             raise ShapeError(f"given= has {len(covariates)} rows for {len(codes)} codes", "one row a code, or one")
-        means = [self.cells.mean(self._decoded(part, c)) for part, c in _batches(codes, covariates)]
+        means = [self.cells.mean(self._decoded(part, c)) for part, c in batches(codes, covariates)]
         return self._outside(torch.cat(means))
 
     def reconstruct(self, x: Any, *, given: Any = None) -> Any:
@@ -346,11 +346,6 @@ class VAE(GenerativeModel):
     def plot(self, x: Any, path: str | PathLike, *, given: Any = None, seed: int | None = 0) -> Path:
         """Data, reconstructions and samples; what each code says; how training went; as one PNG."""
         return pictures.plot(self, *self._checked(x, given), path, generator_of(seed))
-
-
-def _batches(rows: Tensor, covariates: Tensor | None, size: int = 1024) -> list[tuple[Tensor, Tensor | None]]:
-    parts = rows.split(size)
-    return list(zip(parts, [None] * len(parts) if covariates is None else covariates.split(size), strict=True))
 
 
 def _check_sizes(latent_dim: int, hidden: Sequence[int], channels: Sequence[int]) -> None:

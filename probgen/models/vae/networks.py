@@ -6,27 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from probgen.errors import ParameterError
-from probgen.events import Array, Event
+from probgen.events import Event
+from probgen.features import channels_last, image_shape, required_image
 from probgen.nn import MLP, ConvDecoder, ConvEncoder
 
-__all__ = ["Decoder", "Encoder", "image_shape"]
-
-
-def image_shape(event: Event) -> tuple[int, int, int] | None:
-    """Channels, height and width of an image event: (h, w), (h, w, c) or (c, h, w) with up to 4 channels."""
-    shape = event.shape if isinstance(event, Array) else ()
-    if len(shape) == 2:
-        return 1, shape[0], shape[1]
-    if len(shape) == 3 and min(shape[0], shape[2]) <= 4:
-        return (shape[2], shape[0], shape[1]) if shape[2] <= 4 else (shape[0], shape[1], shape[2])
-    return None
-
-
-def _last(event: Event) -> bool:
-    """Whether the channels of an image come last."""
-    shape = event.shape if isinstance(event, Array) else ()
-    return len(shape) == 3 and shape[2] <= 4
+__all__ = ["Decoder", "Encoder", "batches"]
 
 
 class Encoder(nn.Module):
@@ -36,10 +20,10 @@ class Encoder(nn.Module):
         self, event: Event, width: int, extra: int, channels: Sequence[int], hidden: Sequence[int], outputs: int
     ) -> None:
         super().__init__()
-        self.extra, self.last = extra, _last(event)
+        self.extra, self.last = extra, channels_last(event)
         self.image = image_shape(event) if channels else None
         if channels:
-            image = _image(event)
+            image = required_image(event)
             planes = width // math.prod(image)  # two where cells may be missing
             self.net: nn.Module = ConvEncoder((planes * image[0], *image[1:]), channels, hidden, outputs, extra, 0.5)
         else:
@@ -61,9 +45,9 @@ class Decoder(nn.Module):
         self, event: Event, latent: int, extra: int, channels: Sequence[int], hidden: Sequence[int], width: int
     ) -> None:
         super().__init__()
-        self.last, self.image, self.width = _last(event), image_shape(event) if channels else None, width
+        self.last, self.image, self.width = channels_last(event), image_shape(event) if channels else None, width
         if channels:
-            image = _image(event)
+            image = required_image(event)
             planes = width // math.prod(image)
             self.net: nn.Module = ConvDecoder(latent + extra, hidden, channels, (planes * image[0], *image[1:]), 0.1)
         else:
@@ -81,10 +65,7 @@ class Decoder(nn.Module):
         return found.reshape(*z.shape[:-1], self.width)
 
 
-def _image(event: Event) -> tuple[int, int, int]:
-    image = image_shape(event)
-    if image is None:
-        raise ParameterError(
-            f"channels for {event!r}", "images: an Array of shape (h, w), (h, w, c) or (c, h, w)", "channels=()"
-        )
-    return image
+def batches(rows: Tensor, covariates: Tensor | None, size: int = 1024) -> list[tuple[Tensor, Tensor | None]]:
+    """Rows with their covariates, in pieces."""
+    parts = rows.split(size)
+    return list(zip(parts, [None] * len(parts) if covariates is None else covariates.split(size), strict=True))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from probgen import plots
 from probgen.events import Table
+from probgen.features import image_shape
 from probgen.models.vae.diagnostics import diagnose
-from probgen.models.vae.networks import image_shape
 
 if TYPE_CHECKING:
     from probgen.models.vae.family import VAE
