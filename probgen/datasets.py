@@ -3,7 +3,9 @@
 import gzip
 import math
 import os
+import shutil
 import struct
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -17,9 +19,9 @@ import torch
 
 from probgen import frames
 from probgen.errors import DataError, MissingExtra, ParameterError, nearest
-from probgen.events import Array, Category, Checked, Event, Panel, Ragged, Real, Series, Table, infer
+from probgen.events import Array, Category, Checked, Event, Panel, Ragged, Real, Series, Table, Text, infer
 
-__all__ = ["Dataset", "load", "names", "read"]
+__all__ = ["Dataset", "load", "names", "read", "write_kjv"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,7 @@ class Dataset:
         event: What one row is.
         about: Source, in a line.
         log_density: True log density of rows in nats, where it is known: (n, ...) -> (n,).
+        held: Numbers of the rows that everyone who publishes figures holds out, where there is such a custom.
     """
 
     name: str
@@ -39,12 +42,15 @@ class Dataset:
     event: Event
     about: str
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    held: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.event.check(self.x))
 
     def split(self, test: float = 0.2, seed: int = 0) -> tuple[Any, Any]:
         """Training and held-out rows, in the form of the data; one single series is split in time.
+
+        Where custom holds certain rows out, these are held out, whatever the share and the seed.
 
         Raises:
             ParameterError: a share outside (0, 1), or one that leaves a side without rows; a negative seed.
@@ -59,6 +65,9 @@ class Dataset:
             held = _held_out(test, len(steps), "step")
             parts = [Ragged(part, torch.tensor([len(part)])) for part in (steps[:-held], steps[-held:])]
             return tuple(self._outside(replace(checked, x=part)) for part in parts)  # type: ignore[return-value]
+        if self.held is not None:
+            rest = np.setdiff1d(np.arange(len(checked)), self.held)
+            return self._outside(checked[rest]), self._outside(checked[self.held])
         held = _held_out(test, len(checked), "row")
         order = np.random.default_rng(seed).permutation(len(checked))
         first, second = (self._outside(checked[np.sort(rows)]) for rows in (order[held:], order[:held]))
@@ -160,6 +169,50 @@ def fashion_mnist(folder: str | PathLike | None = None) -> Dataset:
     return Dataset("fashion_mnist", x, Array((28, 28), levels=256), "Xiao, Rasul and Vollgraf (2017), MIT licence")
 
 
+def kjv() -> Dataset:
+    """The King James Bible, 1189 chapters of some 3500 bytes, a verse a line; every 20th chapter is held out.
+
+    The text is that of Debian's packages bible-kjv and bible-kjv-text, read by their program.
+    """
+    chapters: dict[str, list[str]] = {}
+    for line in _bible().splitlines():
+        place, verse = line.split(" ", 1)
+        chapters.setdefault(place.partition(":")[0], []).append(verse)
+    x = ["\n".join(verses) + "\n" for verses in chapters.values()]
+    return Dataset(
+        "kjv", x, Text(), "King James Bible, Debian's bible-kjv-text", held=np.arange(7, len(x), 20)
+    )  # fmt: skip
+
+
+def write_kjv(folder: str | PathLike = ".") -> tuple[Path, Path]:
+    """Writes kjv.txt, the chapters that are not held out, one a line, and verses.txt, the held-out verses.
+
+    Returns:
+        The two paths. Files of these names are replaced.
+    """
+    chapters, held = kjv().split()
+    contents = {
+        "kjv.txt": [" ".join(chapter.splitlines()) for chapter in chapters],
+        "verses.txt": [verse for chapter in held for verse in chapter.splitlines()],
+    }
+    paths = [Path(folder) / name for name in contents]
+    for path, lines in zip(paths, contents.values(), strict=True):
+        frames.write_whole(path, ["".join(f"{line}\n" for line in lines).encode()])
+    return paths[0], paths[1]
+
+
+def _bible() -> str:
+    program = shutil.which("bible")
+    done = program and subprocess.run([program, "-f", "gen1:1-rev22:21"], capture_output=True, text=True)
+    if not done or done.returncode or not done.stdout.startswith("Ge1:1 "):
+        raise DataError(
+            "The program bible is not here, or has no text",
+            "Debian's King James Bible",
+            "apt-get install bible-kjv bible-kjv-text",
+        )
+    return done.stdout
+
+
 def eight_gaussians(n: int = 2000, seed: int = 0) -> Dataset:
     """Eight normals of standard deviation 0.2 on a circle of radius 2."""
     rng = np.random.default_rng(seed)
@@ -215,7 +268,8 @@ def checkerboard(n: int = 2000, seed: int = 0) -> Dataset:
 
 
 _BUILT_IN: dict[str, Callable[[], Dataset]] = {
-    f.__name__: f for f in (checkerboard, digits, earthquakes, eight_gaussians, fashion_mnist, iris, melodies, moons)
+    f.__name__: f
+    for f in (checkerboard, digits, earthquakes, eight_gaussians, fashion_mnist, iris, kjv, melodies, moons)
 }
 
 

@@ -99,6 +99,7 @@ class GenerativeModel(nn.Module, abc.ABC):
     event: Event
     context: Event | None = None
     report: FitReport | None = None
+    fit_options: dict[str, Any] | None = None  # of the last fit, for those who repeat it
     form: str = "numpy"
     missing_cells: ClassVar[bool] = False  # whether NaN cells are integrated out
     growing: ClassVar[tuple[str, ...]] = ()  # buffers with one entry a training row
@@ -189,7 +190,7 @@ class GenerativeModel(nn.Module, abc.ABC):
         generator = generator_of(seed)
         with torch.enable_grad():
             report = self._fit(checked.x, given, generator=generator, **options)
-        self.report = replace(report, seed=generator.initial_seed())
+        self.report, self.fit_options = replace(report, seed=generator.initial_seed()), options
         self.form = checked.form
         self.eval()
         return self

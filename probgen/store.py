@@ -48,7 +48,7 @@ _EMISSIONS = (
 )
 _PARTS = {
     **dict.fromkeys(
-        ("Array", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text"), "probgen.events"
+        ("Array", "BPE", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text"), "probgen.events"
     ),
     **dict.fromkeys(_EMISSIONS.split(), "probgen.emissions"),
     **dict.fromkeys(

@@ -5,15 +5,34 @@ unusable cells by row and column, never drops one, and gives results back in the
 """
 
 from probgen.events.array import Array
+from probgen.events.bpe import BPE
 from probgen.events.cells import Ragged, row_hash, take
 from probgen.events.event import Checked, Event, arguments, steps_of
 from probgen.events.inference import infer
 from probgen.events.panel import Panel
 from probgen.events.record import Record
-from probgen.events.sequences import Series, Text
+from probgen.events.sequences import Series
 from probgen.events.table import Category, Column, Count, Real, Table
+from probgen.events.text import Text
 
 __all__ = [
-    "Array", "Category", "Checked", "Column", "Count", "Event", "Panel", "Ragged", "Real", "Record", "Series", "Table",
-    "Text", "arguments", "infer", "row_hash", "steps_of", "take",
+    "BPE",
+    "Array",
+    "Category",
+    "Checked",
+    "Column",
+    "Count",
+    "Event",
+    "Panel",
+    "Ragged",
+    "Real",
+    "Record",
+    "Series",
+    "Table",
+    "Text",
+    "arguments",
+    "infer",
+    "row_hash",
+    "steps_of",
+    "take",
 ]  # fmt: skip

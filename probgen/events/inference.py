@@ -17,8 +17,9 @@ from probgen.events.event import Event, refuse_empty
 from probgen.events.outside import Columns, columns, is_ragged, numbers, rows, unboxed
 from probgen.events.panel import Panel, is_frames, sequence_column, tables
 from probgen.events.record import Record
-from probgen.events.sequences import Series, Text
+from probgen.events.sequences import Series
 from probgen.events.table import Category, Column, Count, Real, Table
+from probgen.events.text import Text
 
 
 def infer(data: Any, *, sequence: str | bool | None = None) -> Event:

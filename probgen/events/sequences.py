@@ -1,7 +1,7 @@
-"""Observations of varying length: series of numbers, and text."""
+"""Observations of varying length: series of numbers."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from probgen import frames
-from probgen.errors import DataError, ParameterError, ShapeError
+from probgen.errors import DataError, ShapeError
 from probgen.events.array import Array, Support
 from probgen.events.cells import Ragged, row_hash, whole
 from probgen.events.event import Checked, Event, refuse_empty
-from probgen.events.outside import blanked, float_cells, from_tensor, is_array, named, rows, unboxed
+from probgen.events.outside import float_cells, from_tensor, is_array, named, rows, unboxed
 from probgen.logprob import Fingerprint
 
 
@@ -162,59 +162,3 @@ def _pair(data: Any, lengths: Any) -> tuple[np.ndarray, np.ndarray]:
             "Give a list of arrays instead, one a sequence",
         )
     return values, counts.astype(np.int64)
-
-
-@dataclass(frozen=True, repr=False)
-class Text(Event):
-    """Strings: a Ragged of int64 token ids; the fingerprint keeps the bytes of the original text.
-
-    Arguments:
-        tokenizer: "bytes" (UTF-8, 256 ids).
-    """
-
-    tokenizer: str = "bytes"
-
-    def __post_init__(self) -> None:
-        if self.tokenizer != "bytes":
-            raise ParameterError(
-                f"tokenizer={self.tokenizer!r}", "'bytes'", "Trained tokenizers come with the language family"
-            )
-
-    @property
-    def measure(self) -> str:
-        return f"counting({self.tokenizer})"
-
-    def check(self, data: Any) -> Checked:
-        texts = _texts(data)
-        refuse_empty(len(texts))
-        coded = [_code(i, text) for i, text in enumerate(texts)]
-        lengths = np.array([len(code) for code in coded])
-        values = np.frombuffer(b"".join(coded), dtype=np.uint8).astype(np.int64)
-        ragged = Ragged(torch.from_numpy(values), torch.from_numpy(lengths))
-        keys = frames.keys(data, len(texts))
-        about = Fingerprint(keys, row_hash(ragged), lengths, repr(self), self.measure, True, lengths)
-        return Checked(ragged, about, "list")
-
-    def restore(self, x: Ragged, form: str = "list") -> list[str]:
-        return [bytes(part.tolist()).decode(errors="replace") for part in x.split()]
-
-
-_STRINGS = "strings: a list, an array or one column"
-
-
-def _texts(data: Any) -> list:
-    if isinstance(data, str):
-        return [data]
-    if frames.is_frame(data) or isinstance(data, Mapping):
-        raise DataError(f"A {type(data).__name__} for text", _STRINGS, "Choose the column: frame['text']")
-    values, missing = rows(list(data) if isinstance(data, Iterator) else data)
-    if values.ndim != 1:
-        raise ShapeError(f"A {type(data).__name__} of shape {values.shape} for text", _STRINGS, "Choose one column")
-    return blanked(values, missing).tolist()
-
-
-def _code(i: int, text: Any) -> bytes:
-    with suppress(UnicodeEncodeError):
-        if isinstance(text, str) and text:
-            return text.encode()
-    raise DataError(f"Row {i} is {text!r:.80}", "a string that is not empty, in Unicode", "Drop or fill the row")
