@@ -269,6 +269,24 @@ def branching(x):
         pyro.sample("x", dist.Normal(shift, spread), obs=x)
 
 
+class Squared(torch.autograd.Function):
+    """A square computed outside torch, as a compiled kernel does."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(x.detach().numpy() ** 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad * ctx.saved_tensors[0]
+
+
+def test_what_is_computed_outside_torch_is_not_taken_for_a_constant():
+    with pytest.raises(StructureError, match=r"Tensor\.numpy"):
+        record(lambda x: (Squared.apply(x),), torch.ones(3), generator=generator())
+
+
 def test_a_path_that_depends_on_data_falls_back_and_says_so():
     x = points().abs()
     loss = prepared(branching, None, x)

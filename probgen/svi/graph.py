@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 
 from probgen.errors import StructureError
 
@@ -21,6 +22,7 @@ _FUNCTIONS = {
     "log1p", "logsumexp", "lt", "maximum", "mean", "minimum", "mm", "mul", "neg", "reciprocal", "relu", "rsqrt",
     "sigmoid", "sqrt", "square", "stack", "sub", "sum", "t", "tanh", "transpose", "unsqueeze", "where",
 }  # fmt: skip
+_EXITS = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.data_ptr, Tensor.__dlpack__)
 _METHODS = {"expand", "logical_and_", "normal_", "uniform_", "view"}
 
 
@@ -56,13 +58,17 @@ def record(function: Function, *inputs: Tensor, generator: torch.Generator) -> G
     dtypes only, and for programs whose path does not depend on numbers in tensors.
 
     Raises:
-        StructureError: the function reads a number out of a tensor to decide what to do, or draws by an operation
-            that takes no generator.
+        StructureError: the function reads a number out of a tensor to decide what to do, computes outside torch (a
+            compiled kernel: its result would be taken for a constant), or draws by an operation that takes no
+            generator.
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # a second or so, for those only who need it
 
     try:
-        module = make_fx(function)(*inputs)
+        with _Inside():
+            module = make_fx(function)(*inputs)
+    except StructureError:
+        raise
     except Exception as problem:  # whatever a program can not bear when its tensors are proxies
         raise StructureError(
             f"The program can't be recorded: {str(problem).splitlines()[0]}",
@@ -71,6 +77,15 @@ def record(function: Function, *inputs: Tensor, generator: torch.Generator) -> G
     _privatise(module)
     _shrink(module, [*inputs, generator.clone_state()])
     return Graph(module)
+
+
+class _Inside(TorchFunctionMode):
+    """Refuses what takes numbers out of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _EXITS:
+            raise StructureError(f"The program calls Tensor.{func.__name__}", "operations of torch alone")
+        return func(*args, **(kwargs or {}))
 
 
 def _calls(graph: fx.Graph) -> list[fx.Node]:
