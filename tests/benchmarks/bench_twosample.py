@@ -6,12 +6,18 @@ large [n]          MMD, KID and neighbourhoods of n rows a side in blocks, with 
 power [repeats]    share of rejections at 0.05 on the temperature twins of eight Gaussians: spreads 0.2 and 0.15
 digits             8 x 8 digits against halves of themselves, an independent model and a mixture
 scores             CPU seconds of each proper score, 1000 rows against 1000 draws
+freeze             writes tests/known/prdc.json by the package prdc, and kid.json by loops in NumPy
 """
 
+import contextlib
+import importlib.metadata
+import io
+import json
 import math
 import resource
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -107,7 +113,47 @@ def scores():
         print(f"{score.__name__}: {1e3 * clock(lambda s=score: s(draws, x, event=event))[0]:.1f} CPU-ms")
 
 
+def freeze():
+    """Rows of ``frozen_rows`` in each case, so that the file holds numbers and seeds only."""
+    folder = Path(__file__).parents[1] / "known"
+    from prdc import compute_prdc
+
+    cases = []
+    for n, m, d, shift, k in ((60, 50, 2, 0.0, 5), (80, 120, 5, 0.7, 3), (150, 100, 16, 0.3, 5), (40, 45, 3, 4.0, 2)):
+        case = {"n": n, "m": m, "d": d, "shift": shift, "k": k, "seed": n + d}
+        x, y = frozen_rows(**case)
+        with contextlib.redirect_stdout(io.StringIO()):
+            cases.append(case | {"expected": {name: float(v) for name, v in compute_prdc(x, y, k).items()}})
+    about = {"by": f"prdc {importlib.metadata.version('prdc')}", "numpy": np.__version__}
+    (folder / "prdc.json").write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+    cases = []
+    for n, m, d, shift in ((30, 25, 2, 0.0), (20, 40, 8, 0.5), (35, 35, 64, 0.1)):
+        case = {"n": n, "m": m, "d": d, "shift": shift, "seed": n + d}
+        cases.append(case | {"expected": kid_by_loops(*frozen_rows(**case))})
+    about = {"by": "Binkowski et al. (2018): unbiased MMD^2 of (x.y / d + 1)^3, pair by pair", "numpy": np.__version__}
+    (folder / "kid.json").write_text(json.dumps(about | {"cases": cases}, indent=1) + "\n")
+
+
+def frozen_rows(n, m, d, shift, seed, **_):
+    """Seeded normal rows without ties, with correlated coordinates on the second side."""
+    r = np.random.default_rng(seed)
+    x, y = r.normal(size=(n, d)), r.normal(size=(m, d))
+    y[:, -1] = 0.6 * y[:, 0] + 0.8 * y[:, -1]
+    return x, y + shift
+
+
+def kid_by_loops(x, y):
+    def k(a, b):
+        return (sum(float(u) * float(v) for u, v in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    n, m = len(x), len(y)
+    within = math.fsum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / (n * (n - 1))
+    others = math.fsum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / (m * (m - 1))
+    return within + others - 2 * math.fsum(k(a, b) for a in x for b in y) / (n * m)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     part, *numbers = sys.argv[1:] or ["speed"]
-    {"speed": speed, "large": large, "power": power, "digits": digits, "scores": scores}[part](*map(int, numbers))
+    parts = {f.__name__: f for f in (speed, large, power, digits, scores, freeze)}
+    parts[part](*map(int, numbers))

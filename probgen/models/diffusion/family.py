@@ -232,8 +232,8 @@ class Diffusion(GenerativeModel):
         """n draws, (n, ...); n for each of m > 1 conditions, (m, n, ...).
 
         Arguments:
-            sampler: "ab2" (the default; one call of the network a step), "heun" (two), "rk4" (four) follow the
-                probability flow; "ancestral" draws from the reverse chain.
+            sampler: "ab2" (the default) and "ab4", nearer on few steps (one call of the network a step), "heun" (two),
+                "rk4" (four) follow the probability flow; "ancestral" draws from the reverse chain.
             steps: Of it; None: 40 of a flow, the chain's own of "ancestral".
             guidance: w of v_nothing + w (v_given - v_nothing): 1 is plain, more obeys the covariates more than p does.
             observed: One row with cells missing (NaN, None, or a column left out): they are drawn given the others,
