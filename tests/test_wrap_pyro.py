@@ -21,6 +21,8 @@ from probgen.foreign.pyro.predictive import PosteriorPredictive
 from probgen.logprob import Kind
 from probgen.model import Latent, pyro_pair
 
+pytestmark = pytest.mark.filterwarnings("ignore::probgen.posterior.fitting.ConvergenceWarning")  # short chains
+
 ALPHA = 1e-6
 CRITICAL = stats.norm.isf(ALPHA)
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(80)
@@ -224,7 +226,7 @@ def test_eight_schools_by_nuts_scores_a_school_as_quadrature_does():
     truth = np.log((np.exp(rows) * weights).sum((1, 2)))
     answer = model.log_prob(SCHOOLS, given=SIGMA, seed=0)
     assert answer.kind is Kind.ESTIMATE
-    assert answer.target == "p(x|data)"
+    assert answer.target == "p(x_i | D)"
     assert (abs(answer.nats - truth) < CRITICAL * answer.stderr + 1e-3).all()
     assert (abs(answer.nats - truth - 0.2) > CRITICAL * answer.stderr + 1e-3).any()  # planted: a fifth of a nat off
     drawn = model.posterior(200)
@@ -249,7 +251,7 @@ def test_eight_schools_by_an_automatic_guide_averages_over_that_guide(guided_sch
     error = np.hypot(answer.stderr, p.std(0) / p.mean(0) / math.sqrt(5000))
     assert (abs(answer.nats - np.log(p.mean(0))) < CRITICAL * error).all()
     assert (abs(answer.nats - np.log(p.mean(0)) - 0.1) > CRITICAL * error).any()
-    assert answer.target == "E_q[p(x|theta)]"
+    assert answer.target == "E_q[p(x_i | theta)]"
     assert "parameters for every row (eta)" in guided_schools.report.notes[0]
     assert not isinstance(guided_schools, Latent)
 

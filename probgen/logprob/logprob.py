@@ -200,8 +200,27 @@ class LogProb:
     def _errors(self) -> np.ndarray:
         return np.zeros(len(self)) if self.stderr is None else self.stderr
 
+    @property
+    def pointwise(self) -> bool:
+        """Whether each row is a predictive density by itself, so that the rows' sum is not that of a joint."""
+        return self.measure != RATIO and self.target.startswith(("p(x_i | D", "E_q[p(x_i |"))
+
     def sum(self) -> Summary:
-        """The total in nats. Its kind is the weakest row's: log-mean-exp numbers stay lower bounds whatever n."""
+        """The total in nats. Its kind is the weakest row's: log-mean-exp numbers stay lower bounds whatever n.
+
+        Raises:
+            Incomparable: posterior predictive densities of single rows: they share parameters, and do not multiply.
+        """
+        if self.pointwise and len(self) > 1:
+            raise Incomparable(
+                f"The sum of {len(self)} pointwise predictive densities {self.target}: rows share parameters, so that "
+                "it is not the log-density of all rows together",
+                "one row, or the mean a row",
+                "lp.mean() is the expected log predictive density; probgen.loo(model, x) takes each row's own data out",
+            )
+        return self._total()
+
+    def _total(self) -> Summary:
         n, nats = len(self), self.nats
         if np.isposinf(nats).any() and np.isneginf(nats).any():
             raise Incomparable(
@@ -215,7 +234,7 @@ class LogProb:
 
     def mean(self) -> Summary:
         """The mean a row in nats; Monte Carlo error, between-row error and side of the bias stay apart."""
-        s, n = self.sum(), len(self)
+        s, n = self._total(), len(self)
         if n == 0:
             raise ParameterError("The mean of no rows", "at least one row", "Check the selection")
         error = None if s.monte_carlo is None else s.monte_carlo / n

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ _CELLS = 1 << 22  # numbers of noise at a time
 class PosteriorPredictive:
     """log of the mean of p(x | theta) over draws of the latents that all rows share; a row's own are averaged inside.
 
-    Kind estimate: the draws are the guide's (target "E_q[p(x|theta)]") or those of NUTS ("p(x|data)"), and the
+    Kind estimate: the draws are the guide's (target "E_q[p(x_i | theta)]") or those of NUTS ("p(x_i | D)"), and the
     logarithm of a mean lies low. Rows share the draws, so their errors add linearly. With NUTS the standard error
     counts effective draws.
 
@@ -47,8 +47,12 @@ class PosteriorPredictive:
         if not isinstance(rows, Rows) or not rows.shares:
             reason = f"{type(model).__name__} has no latents that all rows share"
             return LogProb.refuse(len(x), reason, "log_prob(x) without by=", by=repr(self))
-        x, given = model._cast(x), model._cast(given)
-        seed, thetas = generator.initial_seed(), rows.shared(self.draws, generator)
+        seed = generator.initial_seed()
+        thetas = rows.shared(self.draws, generator)
+        return self._answer(self.log_lik(rows, model._cast(x), model._cast(given), thetas, seed), rows, seed)
+
+    def log_lik(self, rows: Rows, x: Tensor, given: Tensor | None, thetas: Sequence[Any], seed: int) -> Tensor:
+        """log p(x_i | theta_s), (S, n), a row's own latents integrated out by importance sampling."""
         step = max(1, _CELLS // (len(thetas) * self.inner * rows.cells)) if rows.cells else len(x)
         parts = []
         for some in torch.arange(len(x)).split(step):
@@ -56,7 +60,7 @@ class PosteriorPredictive:
             noise = self._noise(x[some], seed, len(thetas), rows.cells)
             each = [self._row(rows, x[some], covariates, noise[i], theta) for i, theta in enumerate(thetas)]
             parts.append(torch.stack(each))
-        return self._answer(torch.cat(parts, 1), rows, seed)
+        return torch.cat(parts, 1)
 
     def _row(self, rows: Rows, x: Tensor, given: Any, noise: Tensor, theta: Mapping[str, Tensor]) -> Tensor:
         """log p(x | theta), shape (n,)."""

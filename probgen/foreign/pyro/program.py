@@ -11,21 +11,25 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoNormal
 from torch import Tensor, nn
 
-from probgen.errors import NotFittedError, ParameterError, StructureError
+from probgen.errors import NotFittedError, ParameterError, StructureError, nearest
 from probgen.estimate import Ladder
 from probgen.events import Array, Event, Table
+from probgen.foreign.pyro import posterior
 from probgen.foreign.pyro.batches import check_sites, side_by_side
 from probgen.foreign.pyro.calls import Automatic, Call, signature_of
 from probgen.foreign.pyro.drawing import Released, draw, template
-from probgen.foreign.pyro.nuts import Draws, nuts
+from probgen.foreign.pyro.nuts import posterior_draws
 from probgen.foreign.pyro.predictive import PosteriorPredictive
 from probgen.foreign.pyro.rows import Rows
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
+from probgen.posterior import Draws, Plan
 from probgen.svi import NegativeELBO, Program, Structure, check_guide, look
 from probgen.training import Player, Schedule, train
 
 __all__ = ["PyroProgram"]
+
+_METHODS = ("svi", "nuts", "laplace")
 
 
 class PyroProgram(GenerativeModel):
@@ -204,22 +208,24 @@ class PyroProgram(GenerativeModel):
         warmup: int = 1000,
         chains: int = 1,
     ) -> FitReport:
-        """Stochastic variational inference on the ELBO, or NUTS over the latents (``method="nuts"``).
+        """Stochastic variational inference on the ELBO; or draws of the latents, by NUTS or about their mode.
 
         Arguments:
             budget: Seconds of training, unless ``steps`` is given.
             learning_rate: None: 2e-3, or 0.05 for fewer than 1000 parameters.
             validation: Share of rows held out to choose the best state; none where rows have parameters of their own.
             record: Whether to play the program back from a recorded graph; the same numbers, several times faster.
-            draws, warmup, chains: Of NUTS; the program's parameters stay as they are then.
+            method: "svi", "nuts" or "laplace" (a normal at the mode, approximate).
+            draws, chains: Of "nuts" and "laplace"; the program's parameters stay as they are then.
+            warmup: Of NUTS: transitions of each chain in which its step size and metric are found.
         """
-        if method not in ("svi", "nuts"):
-            raise ParameterError(f"method={method!r}", "'svi' or 'nuts'")
+        if method not in _METHODS:
+            raise ParameterError(f"method={method!r}", ", ".join(_METHODS), nearest(str(method), _METHODS))
         self._forget()
         self.train()
         x, given = x.to(self._tensor), self._cast(given)
-        if method == "nuts":
-            return self._fit_nuts(x, given, generator, draws, warmup, chains)
+        if method != "svi":
+            return self._fit_draws(x, given, generator, Plan(method, draws, chains, warmup, progress=progress))
         structure = self._inspect(x, given, generator)
         matrix, split = side_by_side(x, given, in_order=not structure.amortised)
         loss = NegativeELBO(self.program, structure, len(x), split, record)
@@ -247,22 +253,18 @@ class PyroProgram(GenerativeModel):
         self._settle(structure, x, given)
         return replace(report, notes=(*report.notes, *notes, *loss.notes))
 
-    def _fit_nuts(
-        self, x: Tensor, given: Tensor | None, generator: torch.Generator, draws: int, warmup: int, chains: int
-    ) -> FitReport:
-        for name, value, least in (("draws", draws, 4), ("warmup", warmup, 1), ("chains", chains, 1)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ParameterError(f"{name}={value!r}", f"a whole number, at least {least}")
+    def _fit_draws(self, x: Tensor, given: Tensor | None, generator: torch.Generator, plan: Plan) -> FitReport:
         structure = look(self.program, x, given, self.plate, self._fixed)
         if not structure.globals:
             raise StructureError(
-                "NUTS over a program whose latents are all the rows' own", "latents that all rows share", 'method="svi"'
+                f"method={plan.method!r} over a program whose latents are all the rows' own",
+                "latents that all rows share",
+                'method="svi"',
             )
         check_sites(self.program, structure, self.event, x, given)
-        found = nuts(self.program, structure, x, given, draws=draws, warmup=warmup, chains=chains, generator=generator)
+        found, objective, notes = posterior_draws(self.program, structure, x, given, plan, generator)
         self._settle(replace(structure, amortised=False), x, given, found)
-        notes = (f"ess {found.ess:.0f}, R-hat {found.rhat:.3f}", *found.notes)
-        return FitReport(found.objective, chains * (draws + warmup), "steps", notes=notes)
+        return FitReport(objective, plan.chains * (plan.draws + plan.warmup), "steps", notes=notes)
 
     def _learned(self, loss: NegativeELBO, matrix: Tensor, generator: torch.Generator) -> list[nn.Parameter]:
         """Runs the program until everything that it learns has been met, and keeps its first values."""
@@ -286,6 +288,32 @@ class PyroProgram(GenerativeModel):
         if structure.scaled:
             notes.append(f"the program scales {', '.join(structure.scaled)}")
         return tuple(notes)
+
+    # The posterior of what rows share
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the latents, after a fit: those of NUTS, or 1000 of the guide's; None where rows share none."""
+        if self.rows is None or not self.rows.shares:
+            return None
+        return self.rows.draws or posterior.of_guide(self.rows)
+
+    def _log_lik_draws(self, x: Tensor, given: Tensor | None, generator: torch.Generator) -> Tensor:
+        return posterior.log_lik(self._known, self._cast(x), self._cast(given), self._drawn(), generator)
+
+    def _log_prior_draws(self) -> Tensor:
+        return posterior.log_prior(self._known, self._drawn())
+
+    def _sample_prior(self, n: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
+        stand = [template(self.event, 1, self._tensor, other) for other in (False, True)]
+        return posterior.sample_prior(self._known, n, stand, self._cast(given), generator)
+
+    def _drawn(self) -> Draws:
+        if (found := self.draws) is None:
+            raise NotFittedError(
+                "This program has no posterior draws", "latents that all rows share, and a fit", "fit(x, method='nuts')"
+            )
+        return found
 
     # Rows
 

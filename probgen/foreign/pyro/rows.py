@@ -13,9 +13,9 @@ from torch import Tensor
 from probgen.errors import StructureError
 from probgen.events import row_hash
 from probgen.foreign.pyro import coordinates
-from probgen.foreign.pyro.nuts import Draws
 from probgen.foreign.pyro.proposal import laplace
 from probgen.model import pyro_lock
+from probgen.posterior import APPROXIMATE, POSTERIOR, Draws
 from probgen.svi import Graph, Program, Structure, record, sites_of
 
 __all__ = ["Rows"]
@@ -35,7 +35,7 @@ class Rows:
         structure: Of its sites.
         stand: So many rows, and their covariates, to call the guide with where its shared latents need none.
         trained_on: How many rows the guide was trained on; it is called with as many where it has parameters for each.
-        draws: Of the posterior, by NUTS; None takes the guide's.
+        draws: Of the posterior, by NUTS or at its mode; None takes the guide's.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Rows:
     ) -> None:
         self.program, self.structure, self.draws = program, structure, draws
         self.stand = stand(2 if structure.amortised else trained_on)
+        self.seen: Pair = self.stand  # the rows of the fit
         self.point: dict[str, Tensor] = {}
         self._modes: tuple[Any, ...] = ()
         self._smooth: bool | None = None
@@ -66,16 +67,20 @@ class Rows:
     @property
     def independent(self) -> float:
         """How many independent draws those of NUTS are worth; infinite for a guide's."""
-        return math.inf if self.draws is None else max(self.draws.ess, 1.0)
+        if self.draws is None or self.draws.approximate:
+            return math.inf
+        least = self.draws.worst()[1]
+        return max(least, 1.0) if math.isfinite(least) else 1.0
 
     @property
     def target(self) -> str:
-        return "E_q[p(x|theta)]" if self.draws is None else "p(x|data)"
+        return APPROXIMATE if self.draws is None or self.draws.approximate else POSTERIOR
 
     # Shared latents
 
     def settle(self, x: Tensor, given: Tensor | None) -> None:
         """Sees whether the guide's shared latents depend on the data, and whether they are draws at all."""
+        self.seen = (x, given)
         if not self.structure.globals or self.draws is not None:
             return
         one, two = (self.shared(1, torch.Generator().manual_seed(seed))[0] for seed in (0, 1))
@@ -91,8 +96,9 @@ class Rows:
         if not self.shares:
             return [self.point]
         if self.draws is not None:
-            some = torch.randperm(len(self.draws.values[names[0]]), generator=generator)[:n]
-            return [{name: self.draws.values[name][i] for name in names} for i in some]
+            some = torch.randperm(len(self.draws), generator=generator)[:n]
+            flat = self.draws.flat()
+            return [{name: flat[name][i] for name in names} for i in some]
 
         def draw(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             with self.program.running():

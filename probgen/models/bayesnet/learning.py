@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from probgen.conditionals import LinearGaussian, Point, Tabular
-from probgen.errors import DataError, FitError, ParameterError
+from probgen.errors import DataError, FitError, ParameterError, nearest
 from probgen.model import FitReport
 from probgen.models.bayesnet.em import expect, log_likelihood, maximise
 from probgen.models.bayesnet.objective import BatchLoss, Loss, lift
@@ -67,7 +67,9 @@ class Options:
         }  # fmt: skip
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ParameterError(f"{name}={getattr(self, name)!r}", f"one of {', '.join(known)}")
+                known += ("conjugate",) if name == "method" else ()
+                came = f"{name}={getattr(self, name)!r}"
+                raise ParameterError(came, f"one of {', '.join(known)}", nearest(str(getattr(self, name)), known))
         for name in ("max_iter", "restarts"):
             value = getattr(self, name)
             if not (value is None and name == "restarts") and not (_is_number(value, int) and value >= 1):

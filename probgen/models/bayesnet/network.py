@@ -16,8 +16,9 @@ from probgen.errors import NotFittedError, ParameterError, StructureError, neare
 from probgen.events import Category, Checked, Column, Event, Table
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
-from probgen.models.bayesnet import evidence, graph, likelihood, queries, scoring
+from probgen.models.bayesnet import bayes, evidence, graph, learning, likelihood, posterior, queries, scoring
 from probgen.models.bayesnet.byhand import read_tables, set_tables
+from probgen.posterior import GROWING, POSTERIOR, Draws, Kept
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.structure import Structure
@@ -62,6 +63,7 @@ class BayesianNetwork(GenerativeModel):
     """
 
     missing_cells = True
+    growing = GROWING
     event: Table
     form = "pyarrow"
     limit: int = cliques.LIMIT
@@ -92,6 +94,7 @@ class BayesianNetwork(GenerativeModel):
         place = {name: v for v, name in enumerate(self.discrete)}
         self.scopes = {name: tuple(place[n] for n in (*own, name) if n in place) for name, own in self.parents.items()}
         self.parts = nn.ModuleList(self._bind())
+        self.kept = Kept()
         self.n_rows = 0
         self.log_likelihood = math.nan
 
@@ -247,8 +250,6 @@ class BayesianNetwork(GenerativeModel):
 
     def sample_networks(self, n: int, *, seed: int | None = None, approximate: bool = False) -> "list[BayesianNetwork]":
         """n networks whose tables are drawn from their posterior; see ``table_posterior``."""
-        from probgen.models.bayesnet import posterior
-
         self._check_fitted()
         return posterior.sample_networks(self, n, generator_of(seed), approximate)
 
@@ -309,39 +310,66 @@ class BayesianNetwork(GenerativeModel):
         batch_size: int = 256,
         learning_rate: float = 0.02,
         progress: bool | None = None,
+        draws: int = 500,
+        chains: int = 4,
+        warmup: int = 0,
     ) -> FitReport:
         """Maximum likelihood, or the maximum of likelihood and prior: counting where no cell is missing, else EM.
 
         ``prior``: "none", "dirichlet" (``strength`` pseudo-counts a cell), "bdeu" (``strength`` rows in all) or "k2".
         ``method``: "em", monotone or it raises, or "gradient": quasi-Newton, or Adam of so many ``steps`` of
         ``batch_size`` rows at ``learning_rate``.
+        "conjugate" (so too "nuts", "svi", "laplace"): counts, and ``draws`` of each of ``chains`` chains of the tables'
+        exact posterior, in ``.draws``; complete rows, tables alone, and a ``prior``. No warm-up is needed.
         ``tol``: gain in nats a row below which an iteration counts as converged.
         ``restarts``: None takes 1, or 5 where some variable was never observed.
         ``start``: "cases", from the rows that have each node's family, or "current" to go on from the parameters.
         """
-        from probgen.models.bayesnet import learning
-
         if given is not None:
             raise ParameterError("given= in fit", "data alone: a network is fitted to all its columns", "Leave it out")
         if start == "current":
             self._check_fitted()
-        return learning.fit(
+        if method in bayes.BAYESIAN:
+            return bayes.fit_conjugate(self, x, generator, method, draws, chains, prior=prior, strength=strength)
+        report = learning.fit(
             self, x, generator=generator, prior=prior, strength=strength, method=method, max_iter=max_iter, tol=tol,
             restarts=restarts, start=start, steps=steps, batch_size=batch_size, learning_rate=learning_rate,
             progress=progress,
         )  # fmt: skip
+        self.kept.clear()
+        return report
 
     def _sample(self, n: int, given: "evidence.Conditions | None", *, generator: torch.Generator) -> Tensor:
         self._refuse_nan()
+        if self.kept and self.tie:
+            return bayes.parametric(self).sample(n, given, generator)
         if given is None:
             return queries.ancestral(self, n, generator)
         return queries.conditional_sample(self, given.cells, n, generator)
 
     def _log_prob(self, x: Tensor, given: "evidence.Conditions | None", *, generator: torch.Generator) -> LogProb:
         self._refuse_nan()
+        if self.kept and self.tie:
+            return bayes.parametric(self).log_prob(x, given)
         if given is None:
-            return likelihood.log_prob(self, x, generator)
-        return evidence.conditional_log_prob(self, x, given, generator)
+            found = likelihood.log_prob(self, x, generator)
+        else:
+            found = evidence.conditional_log_prob(self, x, given, generator)
+        return found.replace(target=POSTERIOR) if self.kept else found
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the tables, after a conjugate fit; else None."""
+        return bayes.parametric(self).draws() if self.kept else None
+
+    def _log_lik_draws(self, x: Tensor, given: None, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).log_lik(x, given)
+
+    def _log_prior_draws(self) -> Tensor:
+        return bayes.parametric(self).log_prior()
+
+    def _sample_prior(self, n: int, given: None, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).sample_prior(n, given, generator)
 
     def _answer(self, how: Callable, x: Any, given: Any, seed: int | None, about: Callable) -> LogProb:
         """In rows to score columns may be lacking; in rows to learn from they may not."""
@@ -424,8 +452,6 @@ class BayesianNetwork(GenerativeModel):
 
         ``approximate``: takes expected counts where cells of the family were missing.
         """
-        from probgen.models.bayesnet import posterior
-
         self._check_fitted()
         return posterior.table_posterior(self, name, approximate)
 

@@ -15,8 +15,9 @@ from probgen.errors import DataError, ParameterError, ShapeError, StructureError
 from probgen.events import Event, Panel, Ragged, Series
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
+from probgen.models.hmm import bayes, learning, pictures, program, queries, uncertainty
 from probgen.models.hmm import forecast as forecasts
-from probgen.models.hmm import learning, pictures, program, queries, uncertainty
+from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan
 from probgen.transitions import Markov, Transitions
 
 __all__ = ["HMM"]
@@ -41,6 +42,7 @@ class HMM(GenerativeModel):
     """
 
     missing_cells = True
+    growing = GROWING
     event: Series | Panel
     context: Series | None
     emission: emissions.Emission
@@ -78,6 +80,7 @@ class HMM(GenerativeModel):
         if self.transitions.states != states:
             raise StructureError(f"states={states} with {moves!r}", f"states={self.transitions.states}, those it has")
         self.register_buffer("_uses", self._uses_of(), persistent=False)
+        self.kept = Kept()
         self._check_inputs()
         self.n_rows = 0
         self.log_likelihood = math.nan
@@ -167,10 +170,16 @@ class HMM(GenerativeModel):
         labels: Any = None,
         budget: float | None = None,
         progress: bool | None = None,
+        draws: int = 500,
+        chains: int = 4,
+        warmup: int = 500,
     ) -> FitReport:
         """Maximises the penalised log-likelihood; the best of several starts is kept, the spread of optima reported.
 
-        ``method``: "em", monotone or it raises, or "gradient", quasi-Newton on the exact likelihood.
+        ``method``: "em", monotone or it raises, or "gradient", quasi-Newton on the exact likelihood. "nuts", "svi" and
+        "laplace" draw from the posterior under ``bayes_model``'s priors, ``draws`` of each of ``chains`` chains, NUTS
+        after ``warmup`` transitions: ``.draws`` has them, ``log_prob`` and ``sample`` average over them, and the
+        parameters in place are the posterior mode. States may change places within and between chains.
         ``max_iter``: iterations of EM or of quasi-Newton, the ``steps`` of the report.
         ``tol``: gain in nats a step below which an iteration of EM, or five of quasi-Newton, count as converged.
         ``start``: "random", or "current" to go on from the parameters as they are (one run).
@@ -178,15 +187,17 @@ class HMM(GenerativeModel):
         objective is then of data and labels; ``log_likelihood``, aic and bic stay those of the data.
         ``budget``: seconds, turned once into a number of restarts and iterations, which the report records.
         """
-        plan = learning.Plan(method, restarts, max_iter, tol, start, budget, progress)
         if start == "current":
             self._check_fitted()
-        return learning.fit(
-            self,
-            learning.Data(self._rows(x, given), x.lengths, self._inputs(given), self._label_mask(labels, x)),
-            generator,
-            plan,
-        )
+        data = learning.Data(self._rows(x, given), x.lengths, self._inputs(given), self._label_mask(labels, x))
+        climb = method if method not in METHODS else "em"
+        plan = learning.Plan(climb, restarts, max_iter, tol, start, budget, progress)
+        if method in METHODS:
+            drawing = Plan(method, draws, chains, warmup, progress=progress)
+            return bayes.fit_bayes(self, data, x, given, generator, drawing, plan)
+        report = learning.fit(self, data, generator, plan)
+        self.kept.clear()
+        return report
 
     def _label_mask(self, labels: Any, x: Ragged) -> Tensor | None:
         """Log of which chain states a label allows, shape (total, S)."""
@@ -248,10 +259,14 @@ class HMM(GenerativeModel):
                 )
 
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
+        if self.kept:
+            return bayes.parametric(self).log_prob(x, given)
         by = f"{self.transitions.size} states summed"
         return LogProb(Kind.EXACT, queries.log_likelihood(self, x, given, _BLOCK), by=by)
 
     def _log_prob_steps(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
+        if self.kept:
+            return bayes.parametric(self).log_prob_steps(x, given)
         nats = chains.filter(self._chain(x, given)).nats
         return LogProb(Kind.EXACT, nats, by=f"{self.transitions.size} states summed")
 
@@ -260,7 +275,25 @@ class HMM(GenerativeModel):
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
             raise ParameterError(f"length={length!r}", "a whole number of steps, at least 1")
         self._refuse_nan()
+        if self.kept:
+            return bayes.parametric(self, length).sample(n, given, generator)
         return queries.simulate(self, n, given, length, generator)
+
+    # The posterior of the parameters
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the parameters, after a Bayesian fit; else None."""
+        return bayes.parametric(self).draws() if self.kept else None
+
+    def _log_lik_draws(self, x: Ragged, given: Ragged | None, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).log_lik(x, given)
+
+    def _log_prior_draws(self) -> Tensor:
+        return bayes.parametric(self).log_prior()
+
+    def _sample_prior(self, n: int, given: Ragged | None, generator: torch.Generator, length: int = 20) -> Ragged:
+        return bayes.parametric(self, length).sample_prior(n, given, generator)
 
     # Questions
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from probgen import chains, emissions
-from probgen.errors import FitError, ParameterError, StructureError
+from probgen.errors import FitError, ParameterError, StructureError, nearest
 from probgen.model import FitReport
+from probgen.posterior import METHODS
 from probgen.training import Progress
 
 if TYPE_CHECKING:
@@ -68,10 +69,11 @@ class Plan:
             )
         if self.budget is not None and not (_number(self.budget) and 0 < self.budget < math.inf):
             raise ParameterError(f"budget={self.budget!r}", "a number of seconds above 0, or None")
-        if self.method not in ("em", "gradient") or self.start not in ("random", "current"):
-            raise ParameterError(
-                f"method={self.method!r}, start={self.start!r}", "method em or gradient, start random or current"
-            )
+        if self.method not in ("em", "gradient"):
+            known = ("em", "gradient", *METHODS)
+            raise ParameterError(f"method={self.method!r}", ", ".join(known), nearest(str(self.method), known))
+        if self.start not in ("random", "current"):
+            raise ParameterError(f"start={self.start!r}", "random or current")
 
 
 def _number(value: Any) -> bool:

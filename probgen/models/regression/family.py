@@ -12,11 +12,12 @@ from probgen.errors import ParameterError, StructureError
 from probgen.events import Event, Table
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
-from probgen.models.regression import learning, predictive, program, summary
+from probgen.models.regression import bayes, learning, predictive, program, summary
 from probgen.models.regression.design import Design
 from probgen.models.regression.heads import cell_of, head_for, suited
 from probgen.models.regression.neural import Network
 from probgen.models.regression.posterior import Prior
+from probgen.posterior import GROWING, Draws, Kept
 from probgen.training import Schedule
 
 __all__ = ["Regression"]
@@ -46,13 +47,12 @@ class Regression(GenerativeModel):
     McCullagh and Nelder (1989). Likelihoods in nats; ``aic``, ``bic`` and ``deviance`` after a fit.
     """
 
-    growing = ("draws",)
+    growing = GROWING
     centre: Tensor
     spread: Tensor
     response_centre: Tensor
     response_spread: Tensor
     covariance: Tensor
-    draws: Tensor
     sure: Tensor
     facts: Tensor
 
@@ -98,6 +98,7 @@ class Regression(GenerativeModel):
 
     def _build(self) -> None:
         columns, head = len(self.design), self.likelihood
+        self.kept = Kept()
         buffers: dict[str, Tensor] = {
             "centre": torch.zeros(columns, dtype=torch.float64),
             "spread": torch.ones(columns, dtype=torch.float64),
@@ -109,7 +110,6 @@ class Regression(GenerativeModel):
             self.weight = nn.Parameter(torch.zeros(head.places, 1 + columns, dtype=torch.float64))
             self.extras = nn.Parameter(torch.zeros(len(head.names), dtype=torch.float64))
             buffers["covariance"] = torch.zeros(size, size, dtype=torch.float64)
-            buffers["draws"] = torch.zeros(0, size, dtype=torch.float64)
             buffers["sure"] = torch.ones(1 + columns, dtype=torch.bool)
             # method, chains, rank, deviance, log evidence, ridge, then the prior
             buffers["facts"] = torch.tensor([0, 1, 1, 0, 0, 0, *vars(Prior()).values()], dtype=torch.float64)
@@ -125,7 +125,7 @@ class Regression(GenerativeModel):
 
     @property
     def method(self) -> str:
-        """Of the last fit: "ml", "laplace", "nuts", "conjugate", or "network"."""
+        """Of the last fit: "ml", "laplace", "nuts", "svi", "conjugate", or "network"."""
         return learning.METHODS[int(self.facts[0])] if self.linear else "network"
 
     @property
@@ -196,9 +196,9 @@ class Regression(GenerativeModel):
         intercept_scale: float = 10.0,
         noise_prior: tuple[float, float] = (0.5, 0.05),
         max_iter: int = 100,
-        draws: int = 1000,
-        chains: int = 2,
-        warmup: int = 100,
+        draws: int = 500,
+        chains: int = 4,
+        warmup: int = 300,
         budget: float = 30.0,
         steps: int | None = None,
         batch_size: int = 128,
@@ -215,9 +215,10 @@ class Regression(GenerativeModel):
 
         ``method``: "ml" maximises the likelihood less ridge / 2 times the squared slopes (of normals: over the
         variance, which is ridge regression). "laplace" takes a normal posterior about the mode, "nuts" draws from it,
-        "conjugate" (normals only) has it in closed form. Slopes have priors N(0, prior_scale^2) and the intercept, at
-        the covariates' means, N(0, intercept_scale^2), in the units of the fit (conjugate: of the noise, whose variance
-        is inverse gamma, ``noise_prior``); log scales and shapes N(0, 3^2), log df N(2.3, 1).
+        "svi" fits a normal to it, "conjugate" (normals only) has it in closed form; each keeps ``draws`` of each of
+        ``chains`` chains, NUTS after ``warmup`` transitions. Slopes have priors N(0, prior_scale^2) and the intercept,
+        at the covariates' means, N(0, intercept_scale^2), in the units of the fit (conjugate: of the noise, whose
+        variance is inverse gamma, ``noise_prior``); log scales and shapes N(0, 3^2), log df N(2.3, 1).
 
         Raises:
             FitError: the predictor passes through the rows, so that a density has no bound.
@@ -225,7 +226,7 @@ class Regression(GenerativeModel):
         y = x.reshape(len(x))
         if self.linear:
             prior = Prior(prior_scale, intercept_scale, *noise_prior)
-            plan = learning.LinearPlan(method, ridge, prior, max_iter, draws, chains, warmup)
+            plan = learning.LinearPlan(method, ridge, prior, max_iter, draws, chains, warmup, progress)
             return learning.fit_linear(self, y, given, plan, generator)
         if method != "ml" or ridge:
             raise StructureError(f"method={method!r}, ridge={ridge} of a network", "a linear model", "Or weight_decay=")
@@ -243,9 +244,30 @@ class Regression(GenerativeModel):
         """n draws; for m rows of covariates (m, n, ...), of a Table n rows for each, one after the other."""
         rows = 1 if given is None else len(given)
         repeated = None if given is None else given.repeat_interleave(n, 0)
-        y = predictive.draw(self, repeated, rows * n, generator).to(torch.float64)
+        return self._shaped(predictive.draw(self, repeated, rows * n, generator), rows, n)
+
+    def _shaped(self, y: Tensor, rows: int, n: int) -> Tensor:
+        y = y.to(torch.float64)
         split = (rows, n) if rows > 1 and not isinstance(self.event, Table) else (rows * n,)
         return y.reshape(*split, *self.event.shape)  # type: ignore[attr-defined]
+
+    # The posterior of the parameters
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the coefficients in the data's units, after a Bayesian fit; else None."""
+        return bayes.draws(self)
+
+    def _log_lik_draws(self, x: Tensor, given: Tensor | None, generator: torch.Generator) -> Tensor:
+        return bayes.log_lik(self, x.reshape(len(x)), given)
+
+    def _log_prior_draws(self) -> Tensor:
+        return bayes.log_prior(self)
+
+    def _sample_prior(self, n: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
+        """As ``_sample``, from the prior of the last Bayesian fit, in the units of the fit."""
+        rows = 1 if given is None else len(given)
+        return self._shaped(bayes.sample_prior(self, n, given, generator), rows, n)
 
     # Questions
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from probgen.errors import ParameterError, StructureError
+from probgen.errors import ParameterError, StructureError, nearest
 from probgen.model import FitReport
-from probgen.models.regression import posterior
+from probgen.models.regression import bayes, posterior
 from probgen.models.regression.design import unit_columns
 from probgen.models.regression.linear import Found, Rows, fit_point
 from probgen.models.regression.neural import train_network
 from probgen.models.regression.predictive import linear_inputs, nats_of_fit, predictors
+from probgen.posterior import Found as Drawn
+from probgen.posterior import Plan
 from probgen.training import Schedule
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "LinearPlan", "fit_linear", "fit_network"]
 
-METHODS = ("ml", "laplace", "nuts", "conjugate")
+METHODS = ("ml", "laplace", "nuts", "conjugate", "svi")
 _UNITS = ("centre", "spread", "response_centre", "response_spread")
 
 
@@ -37,21 +39,26 @@ class LinearPlan:
     draws: int
     chains: int
     warmup: int
+    progress: bool | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ParameterError(f"method={self.method!r}", f"one of {', '.join(METHODS)}")
+            raise ParameterError(f"method={self.method!r}", ", ".join(METHODS), nearest(str(self.method), METHODS))
         ridge = self.ridge
         if isinstance(ridge, bool) or not isinstance(ridge, int | float) or not 0 <= ridge < math.inf:
             raise ParameterError(f"ridge={ridge!r}", "a number from 0")
         if ridge and self.method != "ml":
             raise ParameterError(f"ridge={ridge} with method={self.method!r}", "prior_scale=", "Leave ridge out")
-        for name, least in {"max_iter": 1, "draws": 20, "chains": 1, "warmup": 1}.items():
+        for name, least in {"max_iter": 1, "draws": 1, "chains": 1, "warmup": 1}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ParameterError(f"{name}={value!r}", f"a whole number, at least {least}")
-        if self.draws < 10 * self.chains:
-            raise ParameterError(f"draws={self.draws} of {self.chains} chains", "at least 10 a chain")
+
+    @property
+    def drawing(self) -> Plan:
+        """How draws are made, of a conjugate posterior only how many."""
+        method = "nuts" if self.method == "conjugate" else self.method
+        return Plan(method, self.draws, self.chains, self.warmup, progress=self.progress)
 
 
 def measure(reg: "Regression", y: Tensor, given: Tensor | None) -> None:
@@ -74,15 +81,15 @@ def fit_linear(
         measure(reg, y, given)
         design, offset = linear_inputs(reg, given, len(y))
         rows = Rows((y - reg.response_centre) / reg.response_spread, design, offset)
-        found, evidence, drawn, notes = _solve(reg, rows, plan, generator)
+        shift = float(reg.response_spread.log()) * len(y)
+        found, evidence, drawn, notes = _solve(reg, rows, plan, shift, generator)
     except BaseException:
         for name, value in units.items():
             setattr(reg, name, value)
         raise
-    shift = float(reg.response_spread.log()) * len(y)
-    _keep(reg, found, drawn)
+    _keep(reg, plan.method, found, drawn)
     u = predictors(reg, given, len(y))(reg.theta().detach()[None])[0]
-    chains = plan.chains if plan.method == "nuts" else 1
+    chains = 1 if drawn is None else plan.chains
     deviance = float(reg.likelihood.deviance(y, u).sum())
     state = [
         METHODS.index(plan.method),
@@ -101,27 +108,30 @@ def fit_linear(
 
 
 def _solve(
-    reg: "Regression", rows: Rows, plan: LinearPlan, generator: torch.Generator
-) -> tuple[Found, float, Tensor, tuple[str, ...]]:
+    reg: "Regression", rows: Rows, plan: LinearPlan, shift: float, generator: torch.Generator
+) -> tuple[Found, float, Drawn | None, tuple[str, ...]]:
     """What was found, the log evidence (0 where there is none), draws and notes."""
-    none = torch.zeros(0, len(reg.covariance), dtype=torch.float64)
     if plan.method == "ml":
-        return fit_point(reg.likelihood, rows, float(plan.ridge), plan.max_iter), 0.0, none, ()
+        return fit_point(reg.likelihood, rows, float(plan.ridge), plan.max_iter), 0.0, None, ()
     if plan.method == "conjugate":
-        return *posterior.conjugate(rows, plan.prior), none, ()
+        found, evidence = posterior.conjugate(rows, plan.prior)
+        return found, evidence, *bayes.drawn_conjugate(rows, plan.prior, found, plan.drawing, shift, generator)
     found, evidence = posterior.laplace(reg.likelihood, rows, plan.prior, plan.max_iter)
-    if plan.method == "laplace":
-        return found, evidence, none, ()
-    sizes = (plan.draws, plan.chains, plan.warmup)
-    return found, 0.0, *posterior.nuts(reg.likelihood, rows, plan.prior, found, *sizes, generator)
+    made = bayes.drawn(reg.likelihood, rows, plan.prior, found, plan.drawing, shift, generator)
+    return found, evidence if plan.method == "laplace" else 0.0, *made
 
 
 @torch.no_grad()
-def _keep(reg: "Regression", found: Found, drawn: Tensor) -> None:
-    theta = drawn.mean(0) if len(drawn) else found.theta
+def _keep(reg: "Regression", method: str, found: Found, drawn: Drawn | None) -> None:
+    theta = found.theta
+    if drawn is None:
+        reg.kept.clear()
+    else:
+        reg.kept.put(method, drawn)
+        theta = reg.kept.z().mean(0) if method in ("nuts", "svi") else theta
     reg.weight.copy_(theta[: reg.weight.numel()].reshape(reg.weight.shape))
     reg.extras.copy_(theta[reg.weight.numel() :])
-    reg.covariance, reg.sure, reg.draws = found.covariance, found.sure, drawn
+    reg.covariance, reg.sure = found.covariance, found.sure
 
 
 def fit_network(

@@ -1,22 +1,19 @@
-"""What data leave open about linear coefficients: normal approximations, the conjugate case, draws by NUTS, and the
+"""What data leave open about linear coefficients: normal approximations, the conjugate case, and the
 probability of further rows averaged over them."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pyro.infer import MCMC, NUTS
-from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 
 from probgen.errors import ParameterError
-from probgen.model import pyro_lock
 from probgen.models.regression.head import Head
 from probgen.models.regression.linear import Found, Objective, Rows, _inverse, ascend, derivatives
+from probgen.posterior import log_mean
 
-__all__ = ["Prior", "by_quadrature", "conjugate", "laplace", "log_mean_over", "nuts"]
+__all__ = ["Prior", "by_quadrature", "conjugate", "laplace", "log_mean_over", "objective_of"]
 
 _CELLS = 1 << 20  # numbers of predictors held at once
 
@@ -103,41 +100,6 @@ def conjugate(rows: Rows, prior: Prior) -> tuple[Found, float]:
     return Found(theta, covariance, sure, [level + h for h in history], "converged", x.shape[1]), evidence
 
 
-def nuts(
-    head: Head, rows: Rows, prior: Prior, found: Found, draws: int, chains: int, warmup: int, generator: torch.Generator
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Draws of theta, chain after chain, (draws, P), and what their diagnostics say.
-
-    The sampler moves in coordinates in which the normal approximation at the mode is standard. Hoffman and Gelman
-    (2014); split R-hat of Gelman et al. (2013).
-    """
-    objective, _ = objective_of(head, rows, prior)
-    values, vectors = torch.linalg.eigh(found.covariance)
-    carry = vectors * values.clamp(min=1e-300).sqrt()
-    each = -(-draws // chains)
-    parts, divergent = [], 0
-
-    def potential(at: dict[str, Tensor]) -> Tensor:
-        return -objective.value(found.theta + carry @ at["z"])
-
-    for _ in range(chains):
-        with pyro_lock(generator), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            first = 0.5 * torch.randn(len(values), dtype=torch.float64)
-            kernel = NUTS(potential_fn=potential, target_accept_prob=0.85)
-            mcmc = MCMC(kernel, each, warmup_steps=warmup, initial_params={"z": first}, disable_progbar=True)
-            mcmc.run()
-            divergent += len(mcmc.diagnostics()["divergences"]["chain 0"])
-            parts.append(mcmc.get_samples()["z"].detach())
-    z = torch.stack(parts)
-    worst = float(split_gelman_rubin(z, chain_dim=0, sample_dim=1).max())
-    fewest = float(effective_sample_size(z, chain_dim=0, sample_dim=1).min())
-    notes = [f"R-hat {worst:.3f}, {fewest:.0f} effective draws of {z.shape[0] * each} at least"]
-    if divergent or worst > 1.05:
-        notes.append(f"{divergent} divergent transitions; R-hat should be below 1.05: more warmup or draws")
-    return found.theta + z.reshape(-1, z.shape[-1]) @ carry.T, tuple(notes)
-
-
 def by_quadrature(head: Head, y: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """log of the integral of p(y | u) N(u; mean, variance) du, (n,), for one log-concave predictor u.
 
@@ -179,16 +141,7 @@ def log_mean_over(
     for start in range(0, len(y), size):
         part = slice(start, start + size)
         logs = head.log_prob(y[part], predictors(theta, part))  # (S, rows)
-        top = logs.amax(0).clamp(min=-1e300)
-        w = (logs - top).exp()
-        mean, spread = w.mean(0), w.std(0)
-        constant, ess = spread <= 1e-14 * mean, torch.full_like(mean, len(theta))
-        if chains:
-            grouped = w.reshape(chains, len(theta) // chains, -1)
-            found_ess = effective_sample_size(grouped, chain_dim=0, sample_dim=1)
-            ess = torch.where(constant, ess, torch.minimum(found_ess, ess))
-        error = torch.where(constant, 0.0, spread / mean / ess.sqrt())
-        found.append(torch.stack([mean.log() + top, error, ess]))
+        found.append(torch.stack(log_mean(logs, chains)))
     nats, error, ess = torch.cat(found, 1)
     return nats, error, ess
 

@@ -11,6 +11,7 @@ from probgen.events import row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.models.regression.neural import mixture_log_prob
 from probgen.models.regression.posterior import Predictors, by_quadrature, log_mean_over
+from probgen.posterior import APPROXIMATE, POSTERIOR
 
 if TYPE_CHECKING:
     from probgen.models.regression.family import Regression
@@ -88,26 +89,30 @@ def log_prob(reg: "Regression", y: Tensor, given: Tensor | None, generator: torc
         how = f"{reg.components} components summed" if reg.components > 1 else reg.head_name
         return LogProb(Kind.EXACT, nats_of_fit(reg, y, given), by=how, of=of)
     if reg.method == "conjugate":
-        return LogProb(Kind.EXACT, student(reg, given, len(y)).log_prob(y), by="conjugate posterior", of=of)
+        nats = student(reg, given, len(y)).log_prob(y)
+        return LogProb(Kind.EXACT, nats, by="conjugate posterior", of=of, target=POSTERIOR)
     if reg.method == "laplace" and reg.likelihood.width == 1:
         centre, variance = row_normals(reg, given, len(y))
         nats, error = by_quadrature(reg.likelihood, y, centre[:, 0], variance[:, 0, 0])
         about = {"quadrature_error": error.numpy()}
-        return LogProb(Kind.ESTIMATE, nats, by="Laplace posterior, 64 nodes", of=of, diagnostics=about)
+        return LogProb(
+            Kind.ESTIMATE, nats, by="Laplace posterior, 64 nodes", of=of, target=APPROXIMATE, diagnostics=about
+        )
     thetas, key = posterior_draws(reg, generator, _AVERAGED)
-    parts = log_mean_over(
-        reg.likelihood, y, thetas, predictors(reg, given, len(y)), reg.chains if reg.method == "nuts" else 0
-    )
+    chains = reg.kept.dependent if reg.method == "nuts" else 0
+    parts = log_mean_over(reg.likelihood, y, thetas, predictors(reg, given, len(y)), chains)
     averaged, errors, ess = (part.numpy() for part in parts)
-    by = f"{len(thetas)} {'NUTS' if reg.method == 'nuts' else 'Laplace'} draws"
-    shared = np.full(len(y), key, dtype=np.uint64)
-    return LogProb(Kind.ESTIMATE, averaged, by=by, stderr=errors, draws=shared, of=of, diagnostics={"ess": ess})
+    by = f"{len(thetas)} { {'nuts': 'NUTS', 'svi': 'SVI'}.get(reg.method, 'Laplace') } draws"
+    shared, target = np.full(len(y), key, dtype=np.uint64), POSTERIOR if reg.method == "nuts" else APPROXIMATE
+    return LogProb(
+        Kind.ESTIMATE, averaged, by=by, stderr=errors, draws=shared, of=of, target=target, diagnostics={"ess": ess}
+    )
 
 
 def posterior_draws(reg: "Regression", generator: torch.Generator, n: int) -> tuple[Tensor, np.uint64]:
-    """Draws of theta (S, P), the same for all rows, and the key of their stream; NUTS has as many as it kept."""
-    if reg.method == "nuts":
-        return reg.draws, row_hash(reg.draws.reshape(1, -1))[0]
+    """Draws of theta (S, P), the same for all rows, and the key of their stream; NUTS and SVI have what they kept."""
+    if reg.method in ("nuts", "svi"):
+        return reg.kept.z(), row_hash(reg.kept.numbers.reshape(1, -1))[0]
     seed = np.array([[generator.initial_seed() % 2**63]], dtype=np.int64)
     return _normal_draws(reg, generator, n), row_hash(seed)[0]
 
@@ -130,8 +135,9 @@ def draw(reg: "Regression", given: Tensor | None, n: int, generator: torch.Gener
         return p.loc + p.scale * torch.randn(n, generator=generator, dtype=torch.float64) / precision.sqrt()
     if reg.method == "laplace":
         thetas = _normal_draws(reg, generator, n)
-    elif reg.method == "nuts":
-        thetas = reg.draws[torch.randint(len(reg.draws), (n,), generator=generator)]
+    elif reg.method in ("nuts", "svi"):
+        z = reg.kept.z()
+        thetas = z[torch.randint(len(z), (n,), generator=generator)]
     else:
         thetas = reg.theta().expand(n, -1)
     return reg.likelihood.draw(predictors(reg, given, n).paired(thetas), generator)

@@ -43,9 +43,9 @@ def _response(reg: "Regression", given: Tensor | None, n: int) -> dist.TorchDist
         u = pyro.sample("predictor", dist.MultivariateNormal(mean, covariance))
         return reg.likelihood.distribution(reg.likelihood.natural(u, reg.response_centre, reg.response_spread))
     if reg.method == "nuts":
-        weights = torch.ones(n, len(reg.draws), dtype=torch.float64)
+        weights = torch.ones(n, len(reg.kept.z()), dtype=torch.float64)
         k = pyro.sample("draw", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        return reg.likelihood.distribution(predictors(reg, given, n)(reg.draws)[k, torch.arange(n)])
+        return reg.likelihood.distribution(predictors(reg, given, n)(reg.kept.z())[k, torch.arange(n)])
     return reg.likelihood.distribution(predictors(reg, given, n)(reg.theta()[None])[0])
 
 

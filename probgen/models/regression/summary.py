@@ -15,7 +15,7 @@ from probgen.emissions.special import incomplete_beta
 if TYPE_CHECKING:
     from probgen.models.regression.family import Regression
 
-__all__ = ["Coefficients", "summarise"]
+__all__ = ["Coefficients", "names_of", "summarise", "to_data"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +66,11 @@ class Coefficients:
 
 def summarise(reg: "Regression") -> Coefficients:
     """Of a fitted linear model."""
-    names, draws = _names(reg), reg.draws
+    names = names_of(reg)
     headline = _headline(reg)
-    shift, carry = _to_data(reg)
-    if len(draws):
-        return _from_draws(names, shift + draws @ carry.T, headline)
+    shift, carry = to_data(reg)
+    if reg.method in ("nuts", "svi"):
+        return _from_draws(names, shift + reg.kept.z() @ carry.T, headline)
     theta = reg.theta().detach()
     known = torch.where(reg.covariance.isinf(), 0.0, reg.covariance)
     unit = carry.abs().amax(1, keepdim=True)  # squares of huge or tiny units leave the range of floats
@@ -89,7 +89,7 @@ def summarise(reg: "Regression") -> Coefficients:
     return found
 
 
-def _names(reg: "Regression") -> tuple[str, ...]:
+def names_of(reg: "Regression") -> tuple[str, ...]:
     """Of theta: "intercept", "age"; of several predictors "level 2: age"."""
     columns, places = ("intercept", *reg.design.names), reg.likelihood.places
     heads = [""] if places == 1 else [f"level {i + 1}: " for i in range(places)]
@@ -101,7 +101,7 @@ def _headline(reg: "Regression") -> str:
     return f"{reg.head_name}, {reg.method}: {fit}"
 
 
-def _to_data(reg: "Regression") -> tuple[Tensor, Tensor]:
+def to_data(reg: "Regression") -> tuple[Tensor, Tensor]:
     """The affine map from theta in the units of the fit to the data's: what is added (P,) and a matrix (P, P)."""
     width, head = reg.weight.shape[1], reg.likelihood
     one = torch.eye(width, dtype=torch.float64)

@@ -12,6 +12,7 @@ from probgen.errors import FitError, ParameterError, ShapeError, StructureError
 from probgen.events import Event, Ragged, Series
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
+from probgen.models.statespace import bayes
 from probgen.models.statespace.em import Sequences, completed, expect
 from probgen.models.statespace.fitting import Plan, fit_matrices
 from probgen.models.statespace.kalman import Batch, System, batches, filtered, unpad
@@ -20,6 +21,8 @@ from probgen.models.statespace.paths import Forecast, draw_recorded, draw_states
 from probgen.models.statespace.program import run_program
 from probgen.models.statespace.rounded import Cells, cells_of
 from probgen.models.statespace.structure import structure as _structure
+from probgen.posterior import GROWING, METHODS, Draws, Kept
+from probgen.posterior import Plan as Drawing
 
 __all__ = ["StateSpace", "States"]
 
@@ -68,6 +71,7 @@ class StateSpace(GenerativeModel):
     """
 
     missing_cells = True
+    growing = GROWING
 
     def __init__(
         self,
@@ -91,6 +95,7 @@ class StateSpace(GenerativeModel):
         self.shape = _structure(structure, self.width, latent_dim, seasonal)
         self.cells: Cells | None = cells_of(self.event.step)  # type: ignore[attr-defined]
         self.parts = Matrices(self.shape, self.width, inputs, float(floor))
+        self.kept = Kept()
         self.n_rows = 0
         self.log_likelihood = math.nan
 
@@ -176,6 +181,8 @@ class StateSpace(GenerativeModel):
         return unpad(made, [log_scores(system, batch, None, self.parts.units, self.cells) for batch in made])
 
     def _log_prob_steps(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
+        if self.kept:
+            return bayes.parametric(self).log_prob_steps(x, given)
         nats = self._scores(self._made(x, given))
         if bool(nats.isnan().any()):
             raise StructureError(
@@ -189,6 +196,8 @@ class StateSpace(GenerativeModel):
         return LogProb(kinds, nats, by="Kalman filter, cell masses")
 
     def _log_prob(self, x: Ragged, given: Ragged | None, *, generator: torch.Generator) -> LogProb:
+        if self.kept:
+            return bayes.parametric(self).log_prob(x, given)
         steps = self._log_prob_steps(x, given, generator=generator)
         lengths = x.lengths.tolist()
         late = torch.as_tensor(steps.kinds == Kind.ESTIMATE).split(lengths)
@@ -202,12 +211,19 @@ class StateSpace(GenerativeModel):
     def _sample(self, n: int, given: Ragged | None, *, generator: torch.Generator, length: int | None = None) -> Ragged:
         """n sequences of ``length`` steps (20 where not said); with inputs, n for each sequence of inputs."""
         if given is None:
-            steps = 20 if length is None else length
-            if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            length = 20 if length is None else length
+            if isinstance(length, bool) or not isinstance(length, int) or length < 1:
                 raise ParameterError(f"length={length!r}", "a number of steps, at least 1", "Change it")
-            return self._drawn(torch.zeros(steps, n, 0, dtype=torch.float64), generator)
-        if length is not None:
+        elif length is not None:
             raise ParameterError(f"length={length!r} with given=", "no length: the inputs have their own", "Drop it")
+        if self.kept:
+            return bayes.parametric(self, length or 20).sample(n, given, generator)
+        return self._simulated(n, given, generator, length or 20)
+
+    def _simulated(self, n: int, given: Ragged | None, generator: torch.Generator, length: int) -> Ragged:
+        """Sequences from the matrices in place."""
+        if given is None:
+            return self._drawn(torch.zeros(length, n, 0, dtype=torch.float64), generator)
         parts = [(part / self.parts.input_units)[:, None].expand(-1, n, -1) for part in given.split()]
         drawn = [self._drawn(part, generator) for part in parts]
         return Ragged(torch.cat([d.values for d in drawn]), torch.cat([d.lengths for d in drawn]))
@@ -221,6 +237,22 @@ class StateSpace(GenerativeModel):
             x = draw_recorded(system, inputs, self.parts.units, self.cells, generator)
         values = x.transpose(0, 1).reshape(total * n, *self.event.shape)  # type: ignore[attr-defined]
         return Ragged(values, torch.full((n,), total))
+
+    # The posterior of the matrices
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the matrices in the units of the data, after a Bayesian fit; else None."""
+        return bayes.parametric(self).draws() if self.kept else None
+
+    def _log_lik_draws(self, x: Ragged, given: Ragged | None, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).log_lik(x, given)
+
+    def _log_prior_draws(self) -> Tensor:
+        return bayes.parametric(self).log_prior()
+
+    def _sample_prior(self, n: int, given: Ragged | None, generator: torch.Generator, length: int = 20) -> Ragged:
+        return bayes.parametric(self, length).sample_prior(n, given, generator)
 
     # Questions about data
 
@@ -336,6 +368,9 @@ class StateSpace(GenerativeModel):
         tol: float = 1e-6,
         budget: float | None = None,
         progress: bool | None = None,
+        draws: int = 500,
+        chains: int = 4,
+        warmup: int = 500,
     ) -> FitReport:
         """Short runs of EM from several starts; the best goes on.
 
@@ -343,7 +378,15 @@ class StateSpace(GenerativeModel):
         are long and have gaps: differentiating through their steps costs more than it gains. ``tol``: gain in nats a
         cell below which an iteration counts as converged. ``budget``: seconds, turned once into starts and iterations,
         which the report records. Masses on a grid are raised by L-BFGS, after EM on the normal.
+
+        "nuts", "svi" and "laplace" go on from there to draws of the posterior under the priors of ``bayes.priors``,
+        ``draws`` of each of ``chains`` chains, NUTS after ``warmup`` transitions: ``.draws`` has them, ``log_prob`` and
+        ``sample`` average over them, and the matrices in place are the posterior mode.
         """
+        if method in METHODS:
+            drawing = Drawing(method, draws, chains, warmup, progress=progress)
+            options = {"restarts": restarts, "max_iter": max_iter, "tol": tol, "budget": budget, "progress": progress}
+            return bayes.fit_bayes(self, x, given, generator, drawing, options)
         slow = bool(x.values.isnan().any()) and int(x.lengths.max()) > _LONG
         plan = Plan(method or ("em" if slow else "gradient"), restarts, max_iter, tol)
         began = time.perf_counter()
@@ -363,6 +406,7 @@ class StateSpace(GenerativeModel):
             raise
         self.n_rows = max(int(seen.any(1).sum()), 1)
         self.log_likelihood = found.objective[-1] * len(x)
+        self.kept.clear()
         share = len(x) / len(values)  # the search counts in sequences, a report in steps
         objective, optima = (tuple(share * value for value in each) for each in (found.objective, found.optima))
         return replace(found, objective=objective, optima=optima, seconds=time.perf_counter() - began)

@@ -16,6 +16,7 @@ from probgen.models.statespace.matrices import Matrices
 from probgen.models.statespace.search import climb
 from probgen.models.statespace.starts import start
 from probgen.models.statespace.structure import Structure
+from probgen.posterior import METHODS
 from probgen.training import Progress
 
 __all__ = ["Plan", "em", "fit_matrices", "score"]
@@ -44,7 +45,8 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.method not in _METHODS:
-            raise ParameterError(f"method={self.method!r}", "'em' or 'gradient'", nearest(str(self.method), _METHODS))
+            known = (*_METHODS, *METHODS)
+            raise ParameterError(f"method={self.method!r}", ", ".join(known), nearest(str(self.method), known))
         whole = all(isinstance(n, int) and not isinstance(n, bool) for n in (self.restarts, self.max_iter))
         if not whole or min(self.restarts, self.max_iter) < 1 or not self.tol >= 0:
             raise ParameterError(

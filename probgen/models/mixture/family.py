@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from probgen import emissions
-from probgen.errors import FitError, ParameterError, StructureError
+from probgen.errors import FitError, ParameterError, StructureError, nearest
 from probgen.events import Array, Event
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
+from probgen.models.mixture import bayes
+from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan
 from probgen.training import Progress
 
 __all__ = ["Mixture"]
@@ -41,6 +43,7 @@ class Mixture(GenerativeModel):
     """
 
     missing_cells = True
+    growing = GROWING
 
     def __init__(self, event: Event, components: int = 8, emission: emissions.Emission | None = None) -> None:
         super().__init__(event)
@@ -55,6 +58,7 @@ class Mixture(GenerativeModel):
             )
         self.emission = chosen.with_states(components)
         self.logits = nn.Parameter(torch.zeros(components, dtype=torch.float64))
+        self.kept = Kept()
         self.n_rows = 0
         self.log_likelihood = math.nan
 
@@ -83,6 +87,13 @@ class Mixture(GenerativeModel):
             cells = None if x is None else x.reshape(n, -1)
             return self.emission.observe("x", k, cells).reshape(n, *self.event.shape)  # type: ignore[attr-defined]
 
+    def bayes_model(self, x: Any) -> None:
+        """A Pyro program with priors over the parameters and the components summed out, for NUTS and SVI.
+
+        Sites: "weights", and one for each raw parameter of the emission, "emission.loc" and the like.
+        """
+        bayes.bayes_model(self, self._check(x).x)
+
     def _joint(self, cells: Tensor) -> Tensor:
         """log p(x, k), shape (n, K)."""
         return self.emission.log_prob(cells) + self.logits.log_softmax(0)
@@ -94,6 +105,8 @@ class Mixture(GenerativeModel):
         return iter(cells.split(max(256, (1 << 19) // (self.components * cells.shape[1]))))
 
     def _log_prob(self, x: Tensor, given: None, *, generator: torch.Generator) -> LogProb:
+        if self.kept:
+            return bayes.parametric(self).log_prob(x, given)
         cells = x.reshape(len(x), -1)
         nats = torch.cat([self._joint(chunk).logsumexp(1) for chunk in self._chunks(cells)])
         return LogProb(Kind.EXACT, nats, by=f"{self.components} components summed")
@@ -106,8 +119,28 @@ class Mixture(GenerativeModel):
             return torch.cat([_shares(self._joint(chunk))[0] for chunk in self._chunks(cells)])
 
     def _sample(self, n: int, given: None, *, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).sample(n, given, generator) if self.kept else self.drawn(n, generator)
+
+    def drawn(self, n: int, generator: torch.Generator) -> Tensor:
+        """n rows from the parameters in place."""
         k = torch.multinomial(self.weights(), n, replacement=True, generator=generator)
         return self.emission.sample(k, generator).reshape(n, *self.event.shape)  # type: ignore[attr-defined]
+
+    # The posterior of the parameters
+
+    @property
+    def draws(self) -> Draws | None:
+        """Of the parameters, after a Bayesian fit; else None."""
+        return bayes.parametric(self).draws() if self.kept else None
+
+    def _log_lik_draws(self, x: Tensor, given: None, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).log_lik(x, given)
+
+    def _log_prior_draws(self) -> Tensor:
+        return bayes.parametric(self).log_prior()
+
+    def _sample_prior(self, n: int, given: None, generator: torch.Generator) -> Tensor:
+        return bayes.parametric(self).sample_prior(n, given, generator)
 
     @property
     def n_params(self) -> int:
@@ -124,20 +157,28 @@ class Mixture(GenerativeModel):
         self._check_fitted()
         return self.n_params * math.log(self.n_rows) - 2 * self.log_likelihood
 
-    @torch.no_grad()
     def _fit(
         self,
         x: Tensor,
         given: None,
         *,
         generator: torch.Generator,
+        method: str = "em",
         restarts: int = 4,
         max_iter: int = 300,
         tol: float = 1e-5,
         budget: float | None = None,
         progress: bool | None = None,
+        draws: int = 500,
+        chains: int = 4,
+        warmup: int = 500,
     ) -> FitReport:
         """EM. ``tol``: gain in nats a cell below which an iteration counts as converged.
+
+        ``method``: "em"; or "nuts", "svi" or "laplace", which go on from there to draws of the posterior under
+        ``bayes_model``'s priors, ``draws`` of each of ``chains`` chains, NUTS after ``warmup`` transitions. ``.draws``
+        has them, ``log_prob`` and ``sample`` average over them, and the parameters in place are the posterior mode.
+        Components may change places within and between chains.
 
         ``budget``: seconds, turned once into a number of restarts and iterations, and where they are few of rows, which
         the report records.
@@ -146,6 +187,39 @@ class Mixture(GenerativeModel):
             raise ParameterError(
                 f"restarts={restarts}, max_iter={max_iter}, tol={tol}", "whole numbers >= 1, and tol >= 0"
             )
+        if method not in ("em", *METHODS):
+            known = ("em", *METHODS)
+            raise ParameterError(f"method={method!r}", ", ".join(known), nearest(str(method), known))
+        plan = Plan(method, draws, chains, warmup, progress=progress) if method in METHODS else None
+        good = {name: value.clone() for name, value in self.state_dict().items()}
+        if plan is not None:
+            self.emission.priors()  # refuses before the search
+        report = self._by_em(x, generator, restarts, max_iter, tol, budget, progress)
+        if plan is None:
+            self.kept.clear()
+            return report
+        try:
+            report = bayes.fit_bayes(self, x, plan, generator)
+        except BaseException:
+            self.kept.clear()
+            self.load_state_dict({n: v for n, v in good.items() if not n.startswith("kept.")}, strict=False)
+            raise
+        with torch.no_grad():
+            nats = [self._joint(chunk).logsumexp(1).sum() for chunk in self._chunks(x.reshape(len(x), -1))]
+        self.log_likelihood = float(sum(nats))
+        return report
+
+    @torch.no_grad()
+    def _by_em(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        restarts: int,
+        max_iter: int,
+        tol: float,
+        budget: float | None,
+        progress: bool | None,
+    ) -> FitReport:
         cells = x.reshape(len(x), -1)
         if len(cells) < self.components:
             raise ParameterError(

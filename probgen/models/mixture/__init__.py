@@ -1,0 +1,5 @@
+"""Finite mixtures of any emission."""
+
+from probgen.models.mixture.family import Mixture
+
+__all__ = ["Mixture"]
