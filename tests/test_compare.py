@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import probgen as pg
-from probgen import plots, store
+from probgen import frames, plots, store
 from probgen.datasets import Dataset
 from probgen.errors import DataError, FitError, Incomparable, MissingExtra, ParameterError
 from probgen.evaluate import run
 from probgen.evaluate.compare import Comparison, Entry, column_names, compare, fit_suitable, format_cell, panels
 from probgen.evaluate.outputs import csv_lines, sample_table
+from probgen.evaluate.stacking import weights_of
 from probgen.events import Array, Category, Count, Ragged, Real, Series, Table
 from probgen.logprob import Kind, LogProb
 from probgen.models.diffusion import Diffusion
@@ -407,3 +408,315 @@ def test_few_rows_and_sequences_are_not_judged_by_samples(models):
     series = pg.Independent(Series(levels=3)).fit(chains)
     assert compare({"one": series}, chains, seed=0).judged == ()
     assert "By their samples" not in str(compare({"one": series}, chains, seed=0))
+
+
+def test_real_rows_against_real_rows_are_one_number_whatever_the_models(judged):
+    assert len({one.floor for one in judged.judged}) == 1
+    assert 0.3 < judged.judged[0].floor < 0.7
+
+
+# Claims
+
+
+def answer(nats, kind=Kind.EXACT, **about):
+    return LogProb(kind, np.asarray(nats, dtype=float), **{"by": "test", "measure": "counting"} | about)
+
+
+def claim(a, b, **more):
+    """The one claim about two answers; the comparison sorts them."""
+    entries = sorted([Entry("A", a), Entry("B", b)], key=lambda one: one.rank)
+    return Comparison(tuple(entries), **more).claims()[0]
+
+
+NOISE = np.random.default_rng(5).normal(size=400)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "verdict", "text"),
+    [
+        (("exact", "exact"), "better", "A is 0.5 nats a row better than B (200 ± 1.9 nats in all on 400 rows)"),
+        (("estimate", "exact"), "better", "A is about 0.5 nats a row better than B"),
+        (("lower", "exact"), "better", "A is at least 0.5 nats a row better than B"),
+        (("exact", "upper"), "better", "A is at least 0.5 nats a row better than B"),
+        (("lower", "upper"), "better", "A is at least 0.5 nats a row better than B"),
+        (("exact", "lower"), "undecided", "A is at most 0.5 nats a row better, as B has only a lower bound"),
+        (("upper", "exact"), "undecided", "A is at most 0.5 nats a row better, as A has only an upper bound"),
+        (("lower", "lower"), "incomparable", "as both are lower bounds and their difference bounds nothing"),
+        (("score", "score"), "better", "0.5 points a row (a score, no likelihood) better than B"),
+    ],
+)
+def test_a_claim_says_no_more_than_the_kinds_of_its_numbers_allow(kinds, verdict, text):
+    noise = 0.1 * NOISE + (0.5 - 0.1 * NOISE.mean())
+    found = claim(answer(noise, kinds[0]), answer(np.zeros(400), kinds[1]))
+    assert found.verdict == verdict
+    assert text in str(found)
+
+
+@pytest.mark.parametrize(
+    ("n", "gap", "spread", "text"),
+    [
+        (400, 3.9, 0.0, "less than 4 nats"),
+        (400, 30.0, 1.0, "less than twice its error"),
+        (99, 50.0, 0.0, "99 rows, fewer than 100"),
+        (400, 4.1, 0.0, None),
+    ],
+)
+def test_few_nats_few_rows_and_large_errors_are_not_distinguishable(n, gap, spread, text):
+    noise = spread * (NOISE[:n] - NOISE[:n].mean())
+    found = claim(answer(noise + gap / n), answer(np.zeros(n)))
+    assert found.verdict == ("better" if text is None else "not distinguishable")
+    assert text is None or text in found.text
+
+
+def test_impossible_rows_are_counted_in_claims_and_never_dropped():
+    a, b = np.zeros(200), np.zeros(200)
+    b[:3] = -math.inf
+    assert "A is better than B, which calls 3 of 200 rows impossible" in claim(answer(a), answer(b)).text
+    a[5:7] = -math.inf
+    both = claim(answer(a), answer(b))
+    assert both.verdict == "incomparable"
+    assert "impossible that the other does not (2 and 3 of 200)" in both.text.replace("(3 and 2", "(2 and 3")
+    shared = claim(answer(b), answer(b))
+    assert shared.verdict == "incomparable"
+    assert "3 of 200 rows have no difference" in shared.text
+
+
+def test_measures_are_not_claimed_about_across_blocks():
+    entries = (Entry("a", answer(NOISE)), Entry("b", answer(NOISE - 3, measure="lebesgue")))
+    assert Comparison(entries).claims() == []
+
+
+def test_draws_that_all_rows_share_count_in_full_in_the_error_of_a_difference():
+    """One posterior for all rows: errors of 0.1 a row add up to 40 nats of 400 rows, which their spread can't show."""
+    apart = {"stderr": np.full(400, 0.1), "draws": np.arange(400, dtype=np.uint64)}
+    shared = apart | {"draws": np.zeros(400, dtype=np.uint64)}
+    errors = [
+        claim(answer(np.full(400, 0.5), **noise), answer(np.zeros(400))).difference.error for noise in (apart, shared)
+    ]
+    assert errors[0] == pytest.approx(0.0, abs=1e-6)  # rows that vary on their own show it in their spread
+    assert errors[1] == pytest.approx(math.sqrt(40**2 - 400 * 0.01))
+
+
+def told_apart(pull, lengths, trials=500, n=400):
+    """How often two models of equal worth are told apart, where rows are steps whose differences hang together."""
+    rng = np.random.default_rng(8)
+    noise = rng.normal(size=(trials, n))
+    for t in range(1, n):
+        noise[:, t] += pull * noise[:, t - 1]
+    zero = answer(np.zeros(n))
+    return np.mean([claim(answer(row), zero, lengths=lengths).verdict == "better" for row in noise])
+
+
+def test_equal_models_are_told_apart_about_one_time_in_twenty():
+    """Two errors of a normal total: 4.55 %; over 500 pairs 0.0455 ± 5 x 0.0093."""
+    assert abs(told_apart(0.0, None) - 0.0455) < 0.0465
+    assert told_apart(0.5, None) > 0.092  # the planted twin: steps taken for independent rows
+
+
+# Stacking
+
+
+def test_stacking_weights_are_the_best_ones():
+    """At the best weights no model promises a gain: the mean of p_k / mixture is at most 1."""
+
+    def promised(nats, w):
+        return (np.exp(nats) / (np.exp(nats) @ w)[:, None]).mean(axis=0).max() - 1
+
+    for n, k, spread in ((60, 3, 0.1), (500, 8, 1.0), (300, 12, 4.0)):
+        nats = spread * RNG.normal(size=(n, k))
+        assert promised(nats, weights_of(nats)) < 1e-8
+        assert promised(nats, np.full(k, 1 / k)) > 1e-4  # the twin: equal weights are not the best
+    assert weights_of(np.array([[0, -math.inf], [-math.inf, 0], [0.0, -math.inf]])) == pytest.approx([2 / 3, 1 / 3])
+
+
+def test_stacking_finds_the_shares_of_a_mixture_of_its_models():
+    """Rows of 0.7 N(-2, 1) + 0.3 N(2, 1); the share's standard error on 2000 rows is below 0.012."""
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=2000) + np.where(rng.random(2000) < 0.7, -2, 2)
+    models = {name: answer(-0.5 * (x - at) ** 2, measure="lebesgue") for name, at in (("low", -2), ("high", 2))}
+    found = compare({**models, "far": answer(-0.5 * (x - 9) ** 2, measure="lebesgue")}).stacking()
+    assert abs(found.weights["low"] - 0.7) < 0.06
+    assert found.weights["far"] < 0.01
+    assert found.nats > found.best + 0.5
+    means = np.array([a.nats.mean() for a in models.values()])
+    assert abs(np.exp(means)[0] / np.exp(means).sum() - 0.7) > 0.06  # the twin: weights by mean log-likelihood
+
+
+def test_the_worth_of_a_stack_is_that_on_rows_its_weights_were_not_chosen_on():
+    noise = np.random.default_rng(10).normal(size=(40, 6))
+    chosen = np.log(np.exp(noise) @ weights_of(noise)).mean()
+    entries = tuple(Entry(str(j), answer(noise[:, j])) for j in range(6))
+    assert Comparison(entries).stacking().nats < chosen - 0.01
+
+
+def test_what_cannot_be_stacked_is_left_out_with_its_reason():
+    entries = (
+        Entry("good", answer(NOISE)), Entry("about", answer(NOISE, Kind.ESTIMATE)),
+        Entry("bound", answer(NOISE, Kind.LOWER)),
+        Entry("score", answer(NOISE, Kind.SCORE)), Entry("density", answer(NOISE, measure="lebesgue")),
+        Entry("gan", LogProb.refuse(400, "a GAN has none", "sample it")),
+    )  # fmt: skip
+    found = Comparison(entries).stacking()
+    assert set(found.weights) == {"good", "about"}
+    assert found.kind is Kind.ESTIMATE
+    reasons = {"bound": "tightness", "score": "no likelihood", "density": "measure", "gan": "no likelihood"}
+    assert set(found.left_out) == set(reasons)
+    assert all(word in found.left_out[name] for name, word in reasons.items())
+    assert found.frame().num_rows == 6
+    with pytest.raises(Incomparable, match="No model can be stacked"):
+        Comparison(entries[2:4]).stacking()
+
+
+def test_rows_that_no_model_allows_are_counted_by_the_stack():
+    nats = np.zeros((100, 2))
+    nats[:4] = -math.inf
+    nats[4:10, 0] = -math.inf
+    found = Comparison((Entry("b", answer(nats[:, 1])), Entry("a", answer(nats[:, 0])))).stacking()
+    assert found.impossible == 4
+    assert found.weights["b"] == pytest.approx(1.0)
+    assert "4 of 100 rows are impossible under every model" in str(found)
+
+
+# Ready answers
+
+
+@pytest.fixture(scope="module")
+def written(models, tmp_path_factory):
+    """Scores of a model as somebody else wrote them."""
+    path = tmp_path_factory.mktemp("scores") / "kde.parquet"
+    frames.write(models["independent"].log_prob(HELD).frame(), path)
+    return path
+
+
+def test_ready_answers_stand_beside_models_and_say_how_rows_were_matched(models, written):
+    frame = models["independent"].log_prob(HELD).frame().to_pandas().iloc[::-1]  # another order: the keys tell
+    own = models["independent"].log_prob(HELD)
+    ready = {"file": str(written), "path": written, "frame": frame, "numbers": answer(own.nats, measure=own.measure)}
+    result = compare({"mixture": models["mixture"], **ready, "answer": own}, HELD)
+    for entry in result.entries:
+        if entry.name != "mixture":
+            np.testing.assert_array_equal(entry.log_prob.nats, own.nats)
+            assert entry.log_prob.measure == own.measure
+    notes = "\n".join(result.notes())
+    assert "file, path, frame: scored elsewhere; its rows were matched by their keys" in notes
+    assert "numbers: scored elsewhere; its rows were matched by their order alone" in notes
+    alone = compare({"file": written, "answer": own})
+    assert {entry.name for entry in alone.entries} == {"file", "answer"}
+    assert alone.judged == ()
+
+
+def test_scores_of_several_families_in_one_table_are_found_by_name(models, table):
+    both = table.scores()
+    result = compare({"mixture": both, "independent": both})
+    assert result.entries[0].log_prob.nats.tolist() == models["mixture"].log_prob(HELD).nats.tolist()
+    refused = compare({"mixture": both, "gan": both}).entries[-1]
+    assert refused.name == "gan"
+    assert refused.log_prob.refused.all()
+    with pytest.raises(DataError, match=r"no family 'mixtur'.*'mixture'"):
+        compare({"mixtur": both})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda f: f.assign(row=f.row + 1), Incomparable, "other rows"),
+        (lambda f: f.assign(row=0), Incomparable, "other rows"),
+        (lambda f: f[:9], Incomparable, "9 rows, the others 20"),
+        (lambda f: f.drop(columns="kind"), DataError, "no column 'kind'"),
+        (lambda f: f.assign(log_prob=math.nan), DataError, "no log_prob, but the kind exact"),
+        (lambda f: f.assign(kind="exakt"), ParameterError, "exakt"),
+        (lambda f: f.assign(of=["x", "y"] * 10), DataError, "differ in of"),
+        (lambda f: f.assign(of="x+u"), Incomparable, "different variables"),
+        (lambda f: f.assign(target="p(x_i | D_-i)", by="PSIS-LOO"), Incomparable, "by leave-one-out.*not one ranking"),
+        (
+            lambda f: f.assign(target="p(x_i | x outside its fold)", by="5-fold refits"),
+            Incomparable,
+            "by k-fold refits",
+        ),
+    ],
+)
+def test_answers_that_are_not_about_the_same_rows_are_refused(models, written, change, error, text):
+    frame = frames.read(written).to_pandas()
+    compare({"mixture": models["mixture"], "theirs": frame}, HELD)
+    with pytest.raises(error, match=text):
+        compare({"mixture": models["mixture"], "theirs": change(frame)}, HELD)
+
+
+def test_held_out_predictive_densities_of_bayesian_fits_are_ranked_with_point_fits(models):
+    own = models["independent"].log_prob(HELD)
+    bayes = own.replace(kinds=Kind.ESTIMATE, target="p(x_i | D)")
+    variational = own.replace(kinds=Kind.ESTIMATE, target="E_q[p(x_i | theta)]")
+    result = compare({"mixture": models["mixture"], "bayes": bayes, "svi": variational}, HELD)
+    assert len(result.claims()) == 3
+    assert all(one.verdict != "incomparable" for one in result.claims())
+    assert "bayes: scored under p(x_i | D)." in result.notes()
+
+
+def test_leave_one_out_answers_are_ranked_among_their_own(models):
+    own = models["independent"].log_prob(HELD).replace(kinds=Kind.ESTIMATE, target="p(x_i | D_-i)", by="PSIS-LOO")
+    assert len(compare({"a": own, "b": own.replace(nats=own.nats - 1)}).claims()) == 1
+    assert len(compare({"a": Entry("held as log_prob, as pg.loo does", own), "b": own}).entries) == 2
+    with pytest.raises(Incomparable, match="not one ranking"):
+        compare({"a": own, "b": models["independent"].log_prob(HELD)})
+
+
+@pytest.mark.parametrize(
+    ("models_given", "text"),
+    [({"a": 3}, "'a' is a int"), ({"a": object()}, "pg.wrap"), ({}, "at least one"), ([3], "of type list")],
+)
+def test_what_is_neither_model_nor_answer_is_refused(models_given, text):
+    with pytest.raises(ParameterError, match=text):
+        compare(models_given, HELD)
+
+
+def test_an_answer_of_unknown_measure_stands_after_the_others_and_is_told_so(models):
+    result = compare({"unknown": answer(np.zeros(20), measure=""), "mixture": models["mixture"]}, HELD)
+    assert [entry.name for entry in result.entries] == ["mixture", "unknown"]
+    assert any(note.startswith("unknown: of unknown measure") for note in result.notes())
+    assert set(result.stacking().weights) == {"mixture"}
+
+
+def test_a_folder_of_a_saved_model_is_a_model(models, tmp_path):
+    pg.save(models["mixture"], tmp_path / "kept")
+    found = compare({"kept": str(tmp_path / "kept")}, HELD).entries[0]
+    assert found.log_prob.nats.tolist() == models["mixture"].log_prob(HELD).nats.tolist()
+
+
+def test_a_model_without_rows_is_refused(models):
+    with pytest.raises(ParameterError, match="without rows"):
+        compare({"mixture": models["mixture"]})
+
+
+# Shown elsewhere
+
+
+def test_differences_are_drawn_with_arrows_for_bounds(table, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(canvas, "page", lambda *size, make=canvas.page: kept.append(make(*size)) or kept[-1])
+    table.plot(tmp_path / "differences.png")
+    assert (tmp_path / "differences.png").read_bytes().startswith(b"\x89PNG")
+    (axis,) = kept[0].axes
+    rows = table.intervals()
+    assert [label.get_text() for label in axis.get_yticklabels()] == [f"{a}\nagainst {b}" for a, b, *_ in rows]
+    arrows = [text for text in axis.texts if text.arrow_patch is not None]
+    assert len(arrows) == sum(side != 0 for *_, side in rows) == 1
+    with pytest.raises(Incomparable, match="No two models"):
+        Comparison(table.entries[-1:]).plot(tmp_path / "none.png")
+
+
+def test_a_notebook_shows_tables_and_notes_with_every_name_escaped(table):
+    shown = table._repr_html_()
+    assert "between rows ±" in shown
+    assert "unavailable" in shown
+    evil = Comparison((Entry("<script>x</script>", answer(NOISE)),), {"<b>": "<i>"})
+    assert "<script>" not in evil._repr_html_()
+    assert "&lt;script&gt;" in evil._repr_html_()
+
+
+def test_why_nothing_was_judged_by_samples_is_said_once():
+    gaps = {"a": np.where(np.arange(60) % 5, RNG.normal(size=60), math.nan), "b": RNG.normal(size=60)}
+    event = Table({"a": Real(), "b": Real()})
+    both = {name: pg.Independent(event).fit(gaps, seed=0) for name in ("one", "two")}
+    said = str(compare(both, gaps, seed=0))
+    assert said.count("No model was judged by samples: The rows have missing cells") == 1
+    assert "By their samples" not in said

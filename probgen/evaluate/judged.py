@@ -1,10 +1,13 @@
 """Models judged by their samples on the rows of a comparison: the one ranking that needs no likelihood."""
 
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from probgen.errors import BREAKDOWNS, ProbgenError
 from probgen.evaluate import scores
@@ -15,6 +18,7 @@ from probgen.model import GenerativeModel
 __all__ = ["COLUMNS", "Judgement", "judge", "rows_of", "why_not"]
 
 _LEAST = 30  # rows below which the tests see nothing
+_HALF, _SPLITS = 20, 5  # rows of a half at the least, and splits into halves
 _DRAWS, _PERMUTATIONS = 1000, 200
 COLUMNS = ("family", "energy", "less the best", "± (paired)", "C2ST", "C2ST real", "MMD p", "drawn from")
 
@@ -26,8 +30,9 @@ class Judgement:
     Arguments:
         name: Of the model.
         energy: The energy score, a proper score, lower is better.
-        accuracy, floor: Of a classifier that tells samples from held-out rows, on rows that it has not seen; and of one
-            half of the held-out rows from the other half, which is what real samples show.
+        accuracy: Of a classifier that tells samples from held-out rows, on rows that it has not seen.
+        floor: Of one that tells one half of the held-out rows from the other half, the mean over five splits: what real
+            rows show, so the same for all models. NaN below 40 rows.
         pvalue: Of the kernel test (MMD); it says whether a difference is seen, and ranks nothing.
         target: What the samples are drawn from.
     """
@@ -57,18 +62,19 @@ def judge(
     """
     found: list[Judgement] = []
     left: dict[str, str] = {}
+    floor = _floor(x, event, seed)
     for name, model in models.items():
         if model.context is not None:
             left[name] = "its samples need covariates"
             continue
         try:
-            found.append(_one(name, model, x, event, seed))
+            found.append(_one(name, model, x, event, seed, floor))
         except BREAKDOWNS as problem:
             left[name] = " ".join(str(problem).split())
     return sorted(found, key=lambda one: one.energy.mean), left
 
 
-def _one(name: str, model: GenerativeModel, x: Any, event: Event, seed: int) -> Judgement:
+def _one(name: str, model: GenerativeModel, x: Any, event: Event, seed: int, floor: float) -> Judgement:
     checked = event.check(x)
     drawn = event.check(model.sample(max(_DRAWS, len(checked)), seed=seed)).x
     outside = event.restore(drawn, checked.form)
@@ -77,10 +83,27 @@ def _one(name: str, model: GenerativeModel, x: Any, event: Event, seed: int) -> 
         warnings.simplefilter("ignore", SampleWarning)
         tests = two_sample(
             x, event.restore(drawn[: len(checked)], checked.form), event=event, tests=["mmd", "c2st"],
-            permutations=_PERMUTATIONS, seed=seed,
+            permutations=_PERMUTATIONS, floor=False, seed=seed,
         )  # fmt: skip
     mmd, c2st = tests["mmd"], tests["c2st"]
-    return Judgement(name, energy, c2st.value, c2st.floor, float(mmd.pvalue or 0.0), model.sample_target())
+    return Judgement(name, energy, c2st.value, floor, float(mmd.pvalue or 0.0), model.sample_target())
+
+
+def _floor(x: Any, event: Event, seed: int) -> float:
+    """A classifier's accuracy on real rows against real rows. ``two_sample`` has a floor of its own for each model, on
+    a scale that the model's samples help to set; models that are ranked together need one."""
+    checked = event.check(x)
+    half = len(checked) // 2
+    if half < _HALF:
+        return math.nan
+    found = []
+    for split in range(_SPLITS):
+        order = np.random.default_rng((seed, split)).permutation(len(checked))
+        one, other = (event.restore(checked[rows].x, checked.form) for rows in (order[:half], order[half : 2 * half]))
+        with suppress(*BREAKDOWNS):
+            tests = two_sample(one, other, event=event, tests=["c2st"], permutations=19, floor=False, seed=seed)
+            found.append(tests["c2st"].value)
+    return float(np.mean(found)) if found else math.nan
 
 
 def rows_of(judged: list[Judgement]) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ import numpy as np
 from probgen.errors import Incomparable
 from probgen.logprob import Kind, LogProb
 
-__all__ = ["Difference", "against_best", "error_of_total"]
+__all__ = ["LEAST_NATS", "LEAST_ROWS", "Difference", "against_best", "error_of_total", "paired"]
 
-_NATS, _ROWS = 4.0, 100
+LEAST_NATS, LEAST_ROWS = 4.0, 100  # below which an error of a difference is itself a guess
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Difference:
         """Whether rows and nats are enough to tell the two apart: at least 100 rows, 4 nats and twice the error, or a
         row that one model calls impossible. With fewer rows or nats the error itself can't be trusted (Sivula,
         Magnusson and Vehtari 2020)."""
-        least = max(_NATS, 2 * self.error)
-        return math.isinf(self.total) or (abs(self.total) >= least and self.n >= _ROWS)
+        least = max(LEAST_NATS, 2 * self.error)
+        return math.isinf(self.total) or (abs(self.total) >= least and self.n >= LEAST_ROWS)
 
 
 def against_best(
@@ -55,10 +55,12 @@ def against_best(
     for other, best in ranked:
         if other == name and _leads(name, answer, ranked):
             return None
-        difference = None if other == name else _difference(answer, best)
-        if difference is not None:
-            nats = difference.nats
-            return Difference(other, float(nats.sum()), error_of_total(nats, lengths), difference.kind, len(nats))
+        if other == name:
+            continue
+        try:
+            return paired(answer, best, other, lengths)
+        except Incomparable:
+            continue
     return None
 
 
@@ -67,13 +69,38 @@ def _leads(name: str, answer: LogProb, ranked: Sequence[tuple[str, LogProb]]) ->
     return next(other for other, best in ranked if best.measure == answer.measure) == name
 
 
-def _difference(one: LogProb, other: LogProb) -> LogProb | None:
-    """The row-wise difference; None where it bounds nothing, or is undefined in a row."""
-    try:
-        difference = one - other
-    except Incomparable:
-        return None
-    return None if difference.refused.any() else difference
+def paired(answer: LogProb, best: LogProb, against: str, lengths: Sequence[int] | None = None) -> Difference:
+    """The total difference of two models on the same rows, and its error.
+
+    Draws that rows share (of one posterior, say) move all rows together, which the spread between rows can't show: what
+    they add to the Monte Carlo error of the total beyond independent rows is added to it.
+
+    Raises:
+        Incomparable: it bounds nothing, or is undefined in a row: impossible under both, or a refusal.
+    """
+    ratio = answer.replace(target="p") - best.replace(target="p")  # each model's own distribution: rows are what agree
+    if ratio.refused.any():
+        count = int(ratio.refused.sum())
+        raise Incomparable(
+            f"{count} of {len(ratio)} rows have no difference: {ratio.reason}", "a number for every row under one model"
+        )
+    nats = ratio.nats
+    if np.isposinf(nats).any() and np.isneginf(nats).any():
+        ways = (int(np.isneginf(nats).sum()), int(np.isposinf(nats).sum()))
+        raise Incomparable(
+            f"each calls rows impossible that the other does not ({ways[0]} and {ways[1]} of {len(nats)})",
+            "rows that are possible under one of the two",
+        )
+    error = math.hypot(error_of_total(nats, lengths), _shared_error(ratio))
+    return Difference(against, float(nats.sum()), error, ratio.kind, len(nats))
+
+
+def _shared_error(ratio: LogProb) -> float:
+    """Monte Carlo error of the total beyond that of rows with draws of their own; 0 where an error can't be told."""
+    together = ratio.sum().monte_carlo
+    if together is None or ratio.stderr is None or math.isnan(together):
+        return 0.0
+    return math.sqrt(max(together**2 - float(ratio.stderr @ ratio.stderr), 0.0))
 
 
 def error_of_total(values: np.ndarray, lengths: Sequence[int] | None = None) -> float:

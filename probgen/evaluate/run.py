@@ -1,5 +1,6 @@
 """A whole comparison, from a data set to a folder of scores, models and pictures."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,13 +12,18 @@ import numpy as np
 
 from probgen import frames, plots, store
 from probgen.datasets import Dataset
-from probgen.errors import BREAKDOWNS, DataError, MissingExtra
-from probgen.evaluate.compare import Comparison, column_names, compare, fit_suitable, level_names, panels
+from probgen.errors import BREAKDOWNS, DataError, MissingExtra, StoreError
+from probgen.evaluate.compare import compare
+from probgen.evaluate.comparison import Comparison
+from probgen.evaluate.drawing import column_names, level_names, panels
+from probgen.evaluate.fitting import fit_suitable
+from probgen.evaluate.report import report as write_report
 from probgen.events import Checked, Panel, Ragged, Real, Series, Table
 from probgen.model import GenerativeModel
 
-__all__ = ["compare_into"]
+__all__ = ["compare_into", "free_folder"]
 
+_FILES = {"judged.parquet", "models", "report.html", "samples.png", "scores.parquet", "summary.parquet"}
 _LEAST, _PROBED = 100, 8  # rows scored at the least, and rows that tell how long one takes
 
 
@@ -31,6 +37,8 @@ def compare_into(
     test: float,
     seed: int,
     say: Callable[[str], None],
+    report: bool = True,
+    command: str = "",
 ) -> tuple[Comparison, str]:
     """Fits the families that suit, scores held-out rows and writes scores, models and pictures into a folder.
 
@@ -39,7 +47,6 @@ def compare_into(
             where that is not enough fewer rows are scored, the same for all, at least a hundred.
         rows: Held-out rows to score at most; of one series all held-out steps are scored, each given all before it.
         test: Share of rows held out.
-        say: Takes what is going on, a line at a time.
 
     Returns:
         The comparison and its title.
@@ -52,7 +59,13 @@ def compare_into(
     def starting(name: str, share: float | None) -> None:
         say(f"  fitting {name}" + ("" if share is None else f", at most {share:.1f} s"))
 
-    models, skipped = fit_suitable(train, loaded.event, families=families, budget=budget, seed=seed, on_start=starting)
+    def ended(name: str, share: float | None, seconds: float) -> None:
+        if share is not None and seconds > max(1.2 * share, share + 1):
+            say(f"  {name} took {seconds:.1f} s, {seconds - share:.1f} s more than its share; no other has less for it")
+
+    models, skipped = fit_suitable(
+        train, loaded.event, families=families, budget=budget, seed=seed, on_start=starting, on_end=ended
+    )
     if not models:
         reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in skipped.items())
         came = f"No family can be fitted to {loaded.event!r}: {reasons}"
@@ -73,11 +86,41 @@ def compare_into(
         _draw(models, loaded, held, folder / "samples.png", seed)
     except MissingExtra as missing:
         say(f"no samples.png: {missing}")
+    title = _title(loaded, held)
+    if report:
+        say("  writing report.html")
+        facts = _facts(loaded, train, command, {"budget": budget, "rows": rows, "test": test, "seed": seed})
+        page = {"models": _of(result, models), "data": held, "train": train, "title": title, "facts": facts}
+        try:
+            write_report(result, folder / "report.html", **page, seed=seed)
+        except BREAKDOWNS as problem:  # the fits took longer than the page
+            say(f"no report.html: {problem}")
+    return result, title
+
+
+def _of(result: Comparison, models: Mapping[str, GenerativeModel]) -> dict[str, GenerativeModel]:
+    """The models that are in the comparison, best first."""
+    return {entry.name: models[entry.name] for entry in result.entries}
+
+
+def _title(loaded: Dataset, held: Any) -> str:
     checked = loaded.event.check(held)
     if loaded.in_time:
         last = f"last {n} steps" if (n := len(checked.x.values)) > 1 else "last step"
-        return result, f"{loaded.name}: the {last} held out, each scored given all before it"
-    return result, f"{loaded.name}: {_amount(checked)} held out"
+        return f"{loaded.name}: the {last} held out, each scored given all before it"
+    return f"{loaded.name}: {_amount(checked)} held out"
+
+
+def _facts(loaded: Dataset, train: Any, command: str, options: Mapping[str, Any]) -> dict[str, str]:
+    """What the report keeps of where its numbers come from."""
+    said = {"Command": command} if command else {}
+    fitted = _amount(loaded.event.check(train))
+    return said | {
+        "Data": f"{loaded.name}: {loaded.about}",
+        "Fitted to": fitted,
+        "Budget": f"{options['budget']:g} s of training for all families together, in equal shares",
+        "Held out": f"{options['test']:.0%}, at most {options['rows']} rows scored, split with seed {options['seed']}",
+    }
 
 
 def _affordable(
@@ -147,3 +190,22 @@ def _identifiers(loaded: Dataset) -> list[str]:
         (name, cells[:, i]) for i, (name, c) in enumerate(loaded.event.columns.items()) if not isinstance(c, Real)
     ]
     return [name for name, column in columns if len(column) > 20 and len(column.unique()) == len(column)]
+
+
+def free_folder(data: str, out: Path | None, overwrite: bool) -> Path:
+    """The output folder: as asked, or the first free name.
+
+    Raises:
+        StoreError: it holds something that is no comparison; or a comparison, which only ``overwrite`` replaces.
+    """
+    if out is None:
+        stem = f"comparison-{Path(data).stem}"
+        names = (Path(stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000))
+        return next(path for path in names if not os.path.exists(path))
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return out
+    ours = out.is_dir() and (out / "scores.parquet").exists() and {p.name for p in out.iterdir()} <= _FILES
+    if not (ours and overwrite):
+        do = "Choose another folder, or add --overwrite" if ours else "Choose another folder"
+        raise StoreError(f"--out {out} exists already", "a new folder", do)
+    return out

@@ -1,0 +1,50 @@
+"""What is drawn of a comparison: the data and as many samples of each model, with the names of their columns."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from probgen.errors import BREAKDOWNS
+from probgen.events import Category, Event, Panel, Ragged, Table
+from probgen.model import GenerativeModel
+
+__all__ = ["column_names", "level_names", "panels"]
+
+
+def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: int) -> dict[str, Any]:
+    """The data and as many samples of each model (2 to 2000) to draw, but for models that can't sample.
+
+    Returns:
+        By title an array (n, ...); of sequences a list of up to six, each (T, ...), the samples as long as the data
+        are on average.
+    """
+    cells = event.check(x).x
+    n = min(max(len(cells), 2), 2000)
+    length = None
+    if isinstance(cells, Ragged):
+        n, length = min(len(cells), 6), round(len(cells.values) / len(cells))
+    drawn = {"data" if length else "held-out data": cells}
+    for name, model in models.items():
+        options = {"length": length} if length and "length" in inspect.signature(model._sample).parameters else {}
+        with suppress(*BREAKDOWNS):
+            drawn[name] = event.check(model.sample(n, seed=seed, **options)).x
+    return {title: _to_draw(cells) for title, cells in drawn.items()}
+
+
+def _to_draw(cells: Any) -> np.ndarray | Sequence[np.ndarray]:
+    return [part.numpy() for part in cells.split()[:6]] if isinstance(cells, Ragged) else cells.numpy()
+
+
+def column_names(event: Event) -> list[str] | None:
+    """Names of the columns of a row or step, where they have any."""
+    return list(event.columns) if isinstance(event, Table | Panel) else None
+
+
+def level_names(event: Event) -> list[tuple[Any, ...] | None] | None:
+    """What the codes of each column of a step stand for; None for numbers."""
+    if not isinstance(event, Panel):
+        return None
+    return [c.levels if isinstance(c, Category) else None for c in event.columns.values()]
