@@ -2,11 +2,15 @@
 before it is there."""
 
 import importlib
+import inspect
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from torch.distributions import Distribution
+
 from probgen.errors import ParameterError, StoreError, StructureError, nearest
+from probgen.foreign.pair import is_pair
 from probgen.model import GenerativeModel
 
 __all__ = ["export", "wrap"]
@@ -16,7 +20,13 @@ _FROM = {
     "hmmlearn": "probgen.foreign.hmmlearn",
     "pgmpy": "probgen.foreign.pgmpy",
     "pyro": "probgen.foreign.pyro",
+    "sklearn": "probgen.foreign.sklearn",
+    "torch": "probgen.foreign.distributions",
+    "zuko": "probgen.foreign.flows",
 }
+_PAIR = "probgen.foreign.pair"
+_OPTIONED = ("diffusers", "pyro", "sklearn", "torch", "zuko")  # whose doors take options
+_TO = ("hmmlearn", "pgmpy", "pyro")
 _FILES = {
     ".bif": "probgen.models.bayesnet.bif",
     ".bifxml": "probgen.foreign.pgmpy",
@@ -39,43 +49,73 @@ def wrap(foreign: Any, **options: Any) -> Any:
     """A foreign fitted model as one of ours, with the same likelihood.
 
     Arguments:
-        foreign: A fitted hmmlearn model (CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM); Pyro's DiscreteHMM; a pgmpy
-            DiscreteBayesianNetwork, LinearGaussianBayesianNetwork, DiscreteMarkovNetwork or FactorGraph; the path of a
-            network file (.bif, .bif.gz, .net, .uai, .xdsl, .xmlbif). Or a Pyro program: ``(model, guide)``, the guide a
-            function, an autoguide, the class of one or None (AutoNormal); or a model alone. Or an unconditional
-            diffusers pipeline, or the folder that one was saved to: read offline, safetensors only.
-        **options: Of a Pyro program ``event=`` (needed), and those of ``PyroProgram``; of diffusers ``event=``.
-
-    Returns:
-        A fitted HMM; for a DiscreteHMM the distribution HiddenMarkov, in our convention of the first step; a fitted
-        BayesianNetwork; a MarkovField of a field, also from a .uai file that says MARKOV; a PyroProgram, to be fitted
-        (``fitted=True`` where it was trained outside); a DiffusersModel.
+        foreign: One of these.
+            hmmlearn: CategoricalHMM, GaussianHMM, GMMHMM, PoissonHMM: a fitted HMM. Pyro's DiscreteHMM: HiddenMarkov,
+            in our convention of the first step.
+            pgmpy: DiscreteBayesianNetwork, LinearGaussianBayesianNetwork, DiscreteMarkovNetwork, FactorGraph; or the
+            path of a network file (.bif, .bif.gz, .net, .uai, .xdsl, .xmlbif): BayesianNetwork or MarkovField.
+            scikit-learn: GaussianMixture, BayesianGaussianMixture, KernelDensity, covariance estimators, PCA,
+            FactorAnalysis, a Pipeline of affine steps before one: a Mixture or ForeignDensity, in the data's units.
+            torch and Pyro: a distribution of one row. zuko: a flow. Each a ForeignDensity.
+            A plain ``(sample, log_prob)`` pair of functions: ForeignDensity. The second is named log_prob (or logpdf,
+            logpmf, score_samples, ...), or ``kind=`` is given; any other pair is a Pyro program.
+            A Pyro program: ``(model, guide)``, the guide a function, an autoguide, the class of one or None
+            (AutoNormal); or a model alone: PyroProgram, to be fitted (``fitted=True`` where it was trained outside).
+            diffusers: an unconditional pipeline, or the folder that one was saved to, read offline: DiffusersModel.
+        **options: ``event=``, what one row is: needed for programs and pairs, read from the rest. Of a pair ``kind=``
+            ("exact" by the user's word, "lower", ...), ``by=``, ``target=``; of zuko ``context=``; of a program those
+            of ``PyroProgram``.
 
     Raises:
         StructureError: of a kind that has no counterpart here.
         NotFittedError: without parameters.
+        ParameterError: options that this kind has not.
         StoreError: a file that can't be read.
     """
-    library = type(foreign).__module__.partition(".")[0]
-    if isinstance(foreign, tuple) or (library not in _FROM and callable(foreign)):
-        library = "pyro"
-    folder = isinstance(foreign, str | PathLike) and (Path(fspath(foreign)) / "model_index.json").exists()
-    if options and not folder and library not in ("pyro", "diffusers"):
-        name = type(foreign).__name__
-        raise ParameterError(
-            f"{', '.join(options)} for a {name}", "options of programs and pipelines", "Leave them out"
-        )
-    if folder:
-        return importlib.import_module(_FROM["diffusers"]).read(Path(fspath(foreign)), **options)
     if isinstance(foreign, str | PathLike):
-        return _read(Path(fspath(foreign)))
-    if library not in _FROM:
+        return _of_path(Path(fspath(foreign)), options)
+    library = _library(foreign, options)
+    if options and library in _FROM and library not in _OPTIONED:
+        raise ParameterError(
+            f"{', '.join(options)} for a {type(foreign).__name__}",
+            "options of programs and pipelines",
+            "Leave them out",
+        )
+    if library not in (*_FROM, "pair"):
         raise StructureError(
             f"A {type(foreign).__module__}.{type(foreign).__qualname__}",
             f"a fitted model of {' or '.join(sorted(_FROM))}",
-            "Or a Pyro program: wrap((model, guide), event=...)",
+            "Or a Pyro program: wrap((model, guide), event=...); or functions: wrap((sample, log_prob), event=...)",
         )
-    return importlib.import_module(_FROM[library]).wrap(foreign, **options)
+    door = importlib.import_module(_PAIR if library == "pair" else _FROM[library])
+    known = [name for name in inspect.signature(door.wrap).parameters if name not in ("foreign", "options")]
+    if library != "pyro" and (unknown := [name for name in options if name not in known]):
+        came = f"{', '.join(unknown)} for a {type(foreign).__name__}"
+        raise ParameterError(came, f"options of it: {', '.join(known)}", nearest(unknown[0], known))
+    return door.wrap(foreign, **options)
+
+
+def _library(foreign: Any, options: dict[str, Any]) -> str:
+    """Whose door a thing belongs to, by the module of its type."""
+    if is_pair(foreign, options):
+        return "pair"
+    library = type(foreign).__module__.partition(".")[0]
+    if isinstance(foreign, Distribution):
+        return "pyro" if type(foreign).__name__ == "DiscreteHMM" else "torch"
+    if any(kind.__module__.partition(".")[0] == "zuko" for kind in type(foreign).__mro__):
+        return "zuko"
+    if isinstance(foreign, tuple) or (library not in _FROM and callable(foreign)) or library == "torch":
+        return "pyro"
+    return library
+
+
+def _of_path(path: Path, options: dict[str, Any]) -> Any:
+    """A folder of a diffusers pipeline, or a network file."""
+    if (path / "model_index.json").exists():
+        return importlib.import_module(_FROM["diffusers"]).read(path, **options)
+    if options:
+        raise ParameterError(f"{', '.join(options)} for a file", "options of programs and pipelines", "Leave them out")
+    return _read(path)
 
 
 def _read(path: Path) -> Any:
@@ -103,7 +143,7 @@ def export(model: GenerativeModel, to: str, **options: Any) -> Any:
     Raises:
         StructureError: the model has a part that the library lacks; it is named.
     """
-    if to not in _FROM:
-        raise ParameterError(f"export to {to!r}", "", nearest(to, _FROM))
+    if to not in _TO:
+        raise ParameterError(f"export to {to!r}", "", nearest(to, _TO))
     model._check_fitted()
     return importlib.import_module(_FROM[to]).export(model, **options)
