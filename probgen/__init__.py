@@ -6,53 +6,72 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "AIS": "probgen.estimate",
     "BayesianNetwork": "probgen.models.bayesnet",
+    "Blend": "probgen.models.blend",
+    "Compressor": "probgen.models.compressor",
     "Diffusion": "probgen.models.diffusion",
     "ELBO": "probgen.estimate",
     "Enumerate": "probgen.estimate",
     "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
     "GaussianCopula": "probgen.models.baseline",
-    "HMM": "probgen.models.hmm",
     "HiddenMarkov": "probgen.models.hmm",
-    "IWAE": "probgen.estimate",
+    "HMM": "probgen.models.hmm",
     "Independent": "probgen.models.baseline",
+    "IWAE": "probgen.estimate",
     "KernelDensity": "probgen.models.kernel",
     "Kind": "probgen.logprob",
     "Ladder": "probgen.estimate",
+    "LanguageModel": "probgen.models.language",
     "LikelihoodWeighting": "probgen.models.bayesnet",
     "LinearChainCRF": "probgen.models.crf",
     "LogProb": "probgen.logprob",
+    "Loo": "probgen.evaluate.loo",
     "LoopyBP": "probgen.models.markovfield",
     "MarkovField": "probgen.models.markovfield",
     "Mixture": "probgen.models.mixture",
+    "NGram": "probgen.models.ngram",
     "PartitionAIS": "probgen.models.markovfield",
     "PartitionReverseAIS": "probgen.models.markovfield",
-    "PosteriorWeighting": "probgen.models.bayesnet",
     "PosteriorPredictive": "probgen.foreign.pyro.predictive",
+    "PosteriorWeighting": "probgen.models.bayesnet",
     "ProbabilityFlow": "probgen.estimate",
     "PseudoLikelihood": "probgen.models.markovfield",
     "PyroProgram": "probgen.foreign.pyro",
     "RAISE": "probgen.models.markovfield",
     "Regression": "probgen.models.regression",
+    "Scorer": "probgen.evaluate.sklearn",
+    "Standardize": "probgen.models.standardize",
     "StateSpace": "probgen.models.statespace",
+    "TokenPath": "probgen.models.language",
     "TreeReweighted": "probgen.models.markovfield",
     "VAE": "probgen.models.vae",
     "VariationalBound": "probgen.models.diffusion",
+    "anomalies": "probgen.evaluate.uses.anomalies",
+    "augment": "probgen.evaluate.uses.augment",
     "augmentation_gain": "probgen.evaluate.twosample",
     "bdmc": "probgen.estimate",
+    "check": "probgen.evaluate.checks",
+    "codec": "probgen.evaluate.codec",
     "compare": "probgen.evaluate.compare",
     "evidence": "probgen.estimate",
     "export": "probgen.foreign",
+    "impute": "probgen.evaluate.uses.impute",
     "load": "probgen.store",
     "log_joint": "probgen.estimate",
     "log_lik_given_latents": "probgen.estimate",
+    "loo": "probgen.evaluate.loo",
     "memorisation": "probgen.evaluate.twosample",
+    "pipeline_shift": "probgen.evaluate.pipelines",
     "pyro_pair": "probgen.model",
+    "report": "probgen.evaluate.report",
     "reverse_ais": "probgen.estimate",
     "save": "probgen.store",
+    "score_table": "probgen.evaluate.table",
     "stein": "probgen.evaluate.twosample",
+    "to_arviz": "probgen.evaluate.arviz",
     "train_on_synthetic": "probgen.evaluate.twosample",
     "two_sample": "probgen.evaluate.twosample",
+    "unscaled_score": "probgen.evaluate.pipelines",
     "wrap": "probgen.foreign",
 }
 _ROOMS = {
@@ -91,12 +110,25 @@ if TYPE_CHECKING:
     from probgen.estimate import log_lik_given_latents as log_lik_given_latents
     from probgen.estimate import reverse_ais as reverse_ais
     from probgen.evaluate import scores as scores
+    from probgen.evaluate.arviz import to_arviz as to_arviz
+    from probgen.evaluate.checks import check as check
+    from probgen.evaluate.codec import codec as codec
     from probgen.evaluate.compare import compare as compare
+    from probgen.evaluate.loo import Loo as Loo
+    from probgen.evaluate.loo import loo as loo
+    from probgen.evaluate.pipelines import pipeline_shift as pipeline_shift
+    from probgen.evaluate.pipelines import unscaled_score as unscaled_score
+    from probgen.evaluate.report import report as report
+    from probgen.evaluate.sklearn import Scorer as Scorer
+    from probgen.evaluate.table import score_table as score_table
     from probgen.evaluate.twosample import augmentation_gain as augmentation_gain
     from probgen.evaluate.twosample import memorisation as memorisation
     from probgen.evaluate.twosample import stein as stein
     from probgen.evaluate.twosample import train_on_synthetic as train_on_synthetic
     from probgen.evaluate.twosample import two_sample as two_sample
+    from probgen.evaluate.uses.anomalies import anomalies as anomalies
+    from probgen.evaluate.uses.augment import augment as augment
+    from probgen.evaluate.uses.impute import impute as impute
     from probgen.foreign import export as export
     from probgen.foreign import wrap as wrap
     from probgen.foreign.pyro import PyroProgram as PyroProgram
@@ -109,6 +141,8 @@ if TYPE_CHECKING:
     from probgen.models.bayesnet import BayesianNetwork as BayesianNetwork
     from probgen.models.bayesnet import LikelihoodWeighting as LikelihoodWeighting
     from probgen.models.bayesnet import PosteriorWeighting as PosteriorWeighting
+    from probgen.models.blend import Blend as Blend
+    from probgen.models.compressor import Compressor as Compressor
     from probgen.models.crf import LinearChainCRF as LinearChainCRF
     from probgen.models.diffusion import Diffusion as Diffusion
     from probgen.models.diffusion import VariationalBound as VariationalBound
@@ -117,6 +151,8 @@ if TYPE_CHECKING:
     from probgen.models.hmm import HMM as HMM
     from probgen.models.hmm import HiddenMarkov as HiddenMarkov
     from probgen.models.kernel import KernelDensity as KernelDensity
+    from probgen.models.language import LanguageModel as LanguageModel
+    from probgen.models.language import TokenPath as TokenPath
     from probgen.models.markovfield import RAISE as RAISE
     from probgen.models.markovfield import LoopyBP as LoopyBP
     from probgen.models.markovfield import MarkovField as MarkovField
@@ -125,7 +161,9 @@ if TYPE_CHECKING:
     from probgen.models.markovfield import PseudoLikelihood as PseudoLikelihood
     from probgen.models.markovfield import TreeReweighted as TreeReweighted
     from probgen.models.mixture import Mixture as Mixture
+    from probgen.models.ngram import NGram as NGram
     from probgen.models.regression import Regression as Regression
+    from probgen.models.standardize import Standardize as Standardize
     from probgen.models.statespace import StateSpace as StateSpace
     from probgen.models.vae import VAE as VAE
     from probgen.store import load as load

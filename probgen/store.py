@@ -28,6 +28,7 @@ __all__ = ["FAMILIES", "FORMAT", "card", "check_folder", "family", "load", "read
 FORMAT = 1
 FAMILIES = {
     "BayesianNetwork": "probgen.models.bayesnet",
+    "Compressor": "probgen.models.compressor",
     "Diffusion": "probgen.models.diffusion",
     "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
@@ -35,10 +36,13 @@ FAMILIES = {
     "HMM": "probgen.models.hmm",
     "Independent": "probgen.models.baseline",
     "KernelDensity": "probgen.models.kernel",
+    "LanguageModel": "probgen.models.language",
     "LinearChainCRF": "probgen.models.crf",
     "MarkovField": "probgen.models.markovfield",
     "Mixture": "probgen.models.mixture",
+    "NGram": "probgen.models.ngram",
     "Regression": "probgen.models.regression",
+    "Standardize": "probgen.models.standardize",
     "StateSpace": "probgen.models.statespace",
     "VAE": "probgen.models.vae",
 }

@@ -250,10 +250,64 @@ def test_a_family_that_does_not_suit_says_why():
 
 def test_text_that_no_family_suits_lists_every_reason():
     Path("tale.txt").write_text("a rose\nis a rose\nis a rose\n")
-    message = refused("compare", "tale.txt")
+    message = refused("compare", "tale.txt", "--families", "mixture,vae")
     assert "No family can be fitted to Text()" in message
     assert "Mixture: " in message
     assert "{" not in message
+
+
+# Text
+
+TALE = "".join(f"the {a} {b} on the {c}\n" for a in ("cat", "dog") for b in ("sat", "lay", "ran") for c in ("mat", "é"))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Models of text by name."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "tale.txt").write_text(TALE * 20)
+    for name, more in {"ngram": ["--tokens", 280], "language": ["--tokens", 256, "--steps", 5, "--width", 16]}.items():
+        assert run("fit", name, folder / "tale.txt", "-o", folder / name, *more).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize(("name", "claim"), [("ngram", "at most "), ("language", "")])
+def test_text_is_scored_in_bits_a_byte(written, name, claim):
+    answer = run("score", written / name, written / "tale.txt")
+    assert answer.exit_code == 0
+    rate = re.search(r"\n(at most )?([0-9.]+) bits/byte over [0-9]{4} bytes", answer.stdout)
+    assert (rate[1] or "") == claim
+    assert 0 < float(rate[2]) < 9
+
+
+def test_a_text_is_drawn_from_its_beginning_on_and_by_a_chosen_sampler(written):
+    words = ("sample", written / "language", "--given", "the cat", "--length", 30)
+    plain, chosen = run(*words), run(*words, "--top-k", 3, "--temperature", 0.5)
+    assert plain.stdout.startswith("the cat")
+    assert chosen.stdout.startswith("the cat")
+    assert "top_k=3" in chosen.stderr
+    assert run("sample", written / "language", "-n", 3, "--length", 9, "-o", "drawn.txt").exit_code == 0
+    assert len(Path("drawn.txt").read_text().splitlines()) == 3
+    assert "--tepmerature" in refused(*words, "--tepmerature", 1)
+    assert "options of sample" in refused("sample", written / "ngram", "--top-k", 3)
+
+
+@pytest.mark.parametrize("name", ["ngram", "language"])
+def test_a_text_is_packed_and_comes_back_byte_by_byte(written, name):
+    Path("new.txt").write_bytes("the dog sat on thé mat\r\n\nthe cat".encode())
+    assert run("compress", written / name, "new.txt", "-o", "new.bin").exit_code == 0
+    assert run("decompress", written / name, "new.bin", "-o", "back.txt").exit_code == 0
+    assert Path("back.txt").read_bytes() == Path("new.txt").read_bytes()
+    assert "exists" in refused("compress", written / name, "new.txt", "-o", "new.bin")
+
+
+def test_models_of_text_stand_in_one_table_in_bits_a_byte(written):
+    families = ("--families", "ngram,compressor", "--out", "all")
+    answer = run("compare", written / "tale.txt", *families)
+    assert answer.exit_code == 0
+    assert "bits/" in answer.stdout
+    assert {"samples.txt", "scores.parquet", "report.html"} <= {path.name for path in Path("all").iterdir()}
+    assert frames.read(Path("all") / "summary.parquet")["bits/byte"][0].as_py() < 3
 
 
 # Models

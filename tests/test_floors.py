@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "probgen").rglob("*.py"))
 DOORS = {
     "arviz": {"evaluate/arviz.py"},
-    "dask": {"evaluate/table.py"},
+    "dask": {"evaluate/table"},
     "diffusers": {"foreign/diffusers.py"},
+    "distributed": {"evaluate/table"},
     "hmmlearn": {"foreign/hmmlearn.py"},
     "matplotlib": {"plots"},
     "narwhals": {"frames"},
@@ -55,7 +56,7 @@ def trespasses(path, room):
 
 def room_of(path):
     room = path.relative_to(ROOT / "probgen").as_posix()
-    folders = ("events", "foreign/pgmpy", "frames", "plots")
+    folders = ("evaluate/table", "events", "foreign/pgmpy", "frames", "plots")
     return next((folder for folder in folders if room.startswith(f"{folder}/")), room)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import probgen as pg
 
 SMOKE = "--smoke" in sys.argv
-STEPS = 60 if SMOKE else 2000
+STEPS = 40 if SMOKE else 2000
 
 # %% [markdown]
 # ## A coin: exact
@@ -38,7 +38,7 @@ assert abs(answer.sum().value - by_hand) < 1e-9
 # Eight normals on a circle. Their true density is known, so both answers can be held against it.
 
 # %%
-circle = pg.datasets.eight_gaussians(n=400 if SMOKE else 2000)
+circle = pg.datasets.eight_gaussians(n=160 if SMOKE else 2000)
 train, test = circle.split(seed=0)
 
 mixture = pg.Mixture(circle.event, components=8).fit(train, seed=0)

@@ -15,7 +15,7 @@ from probgen import emissions, transitions
 from probgen.evaluate.paired import error_of_total
 
 SMOKE = "--smoke" in sys.argv
-RESTARTS = 2 if SMOKE else 10
+RESTARTS = 1 if SMOKE else 10
 
 # %% [markdown]
 # ## 107 years of strong earthquakes
@@ -143,7 +143,7 @@ tunes = pg.datasets.load("melodies")
 train, test = tunes.split(test=0.25, seed=0)
 models = {"Independent": pg.Independent(tunes.event).fit(train)}
 for k in (2, 4) if SMOKE else (2, 4, 8, 16):
-    models[f"HMM({k})"] = pg.HMM(tunes.event, states=k).fit(train, seed=0, restarts=2, max_iter=20 if SMOKE else 200)
+    models[f"HMM({k})"] = pg.HMM(tunes.event, states=k).fit(train, seed=0, restarts=2, max_iter=10 if SMOKE else 200)
 print(pg.compare(models, test))
 
 # %% [markdown]

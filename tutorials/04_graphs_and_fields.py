@@ -43,7 +43,7 @@ truth = pg.BayesianNetwork.from_tables(
     }
 )
 rows = truth.sample(500 if SMOKE else 5000, seed=0)
-learned = pg.BayesianNetwork.learn(rows, bootstrap=5 if SMOKE else 50, prior="bdeu", seed=0)
+learned = pg.BayesianNetwork.learn(rows, bootstrap=2 if SMOKE else 50, prior="bdeu", seed=0)
 print("edges:", learned.edges)
 print("edges too many, missing or reversed:", learned.structure.distance(truth.edges))
 directed, undirected = learned.cpdag()
@@ -101,7 +101,7 @@ print("most probable:", circle.mpe({"dan": ["no"]}))
 # and `log_prob` refuses. Bounds remain. Z from above gives log p from below, and the other way round.
 
 # %%
-side = 8 if SMOKE else 20
+side = 6 if SMOKE else 20
 magnet = MarkovField.ising(side, side, coupling=0.3, field=0.05)
 print(magnet.plan.cost())
 spins = magnet.sample(3, seed=0, method="gibbs", sweeps=100)
@@ -122,10 +122,10 @@ print(ours, ours["x0_1"])
 images = (pg.datasets.digits().x.reshape(-1, 64) > 8).astype(float)
 images = images[np.random.default_rng(0).permutation(len(images))]
 train, held = images[:1500], images[1500:1600]
-rbm = MarkovField.rbm(64, 10).fit(train, method="persistent", steps=100 if SMOKE else 3000, learning_rate=0.02, seed=0)
+rbm = MarkovField.rbm(64, 10).fit(train, method="persistent", steps=20 if SMOKE else 3000, learning_rate=0.02, seed=0)
 print(rbm.report.notes[0])
 
-temperatures = 30 if SMOKE else 500
+temperatures = 8 if SMOKE else 500
 print("lower, surely:        ", rbm.log_prob(held, by=TreeReweighted(60, 2, 32)).mean())
 print("lower, in expectation:", rbm.log_prob(held, by=PartitionReverseAIS(temperatures=temperatures), seed=0).mean())
 print("exact:                ", rbm.log_prob(held).mean())

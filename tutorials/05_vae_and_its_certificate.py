@@ -15,7 +15,7 @@ import numpy as np
 import probgen as pg
 
 SMOKE = "--smoke" in sys.argv
-STEPS = 150 if SMOKE else 3000
+STEPS = 50 if SMOKE else 3000
 
 # %% [markdown]
 # ## Digits
@@ -26,7 +26,7 @@ STEPS = 150 if SMOKE else 3000
 # %%
 digits = pg.datasets.load("digits")
 train, test = digits.split(seed=0)
-test = test[:20] if SMOKE else test[:200]
+test = test[:8] if SMOKE else test[:200]
 vae = pg.VAE.for_event(digits.event).fit(train, steps=STEPS, seed=0)
 print(vae)
 print("trained to", round(vae.report.objective[-1], 2), "nats a held-out row, in", vae.report.steps, "steps")
@@ -60,7 +60,7 @@ print(answer.bits_per_dim(), f"(pixels drawn blindly: {np.log2(17):.3f})")
 # the estimator falls short, at most. Real rows whose pilots look worse than all of those have no certificate.
 
 # %%
-gap = pg.bdmc(vae, test, rows=8 if SMOKE else 100, by=pg.AIS(chains=8, temperatures=20 if SMOKE else 100), seed=0)
+gap = pg.bdmc(vae, test, rows=4 if SMOKE else 100, by=pg.AIS(chains=8, temperatures=20 if SMOKE else 100), seed=0)
 print(gap)
 
 # %% [markdown]
@@ -70,7 +70,7 @@ print(gap)
 # from, and what it costs that one network serves all rows.
 
 # %%
-print(vae.diagnose(test, rows=20 if SMOKE else 100, seed=0))
+print(vae.diagnose(test, rows=4 if SMOKE else 100, seed=0))
 with tempfile.TemporaryDirectory() as folder:
     picture = vae.plot(test, Path(folder) / "vae.png")
     print("drawn:", picture.name, picture.stat().st_size // 1024, "KiB")

@@ -17,7 +17,7 @@ import numpy as np
 import probgen as pg
 
 SMOKE = "--smoke" in sys.argv
-STEPS = 200 if SMOKE else 6000
+STEPS = 50 if SMOKE else 6000
 ROWS = 10 if SMOKE else 100
 
 # %% [markdown]
@@ -54,7 +54,7 @@ except pg.errors.LikelihoodUnavailable as refusal:
 # above. The smaller s, the harder; and numbers at different s compare with nothing.
 
 # %%
-ais = pg.AIS(chains=16, temperatures=50 if SMOKE else 300)
+ais = pg.AIS(chains=16, temperatures=20 if SMOKE else 300)
 for s in (0.3, 0.1):
     noisy = gan.with_noise(s)
     print(noisy.log_prob(data.x[:ROWS], by=ais, seed=0).mean(), "of", noisy.target)
@@ -82,7 +82,7 @@ for h in (0.05, 0.1, 0.2):
 
 # %%
 iris = pg.datasets.load("iris")
-table = pg.GAN.for_event(iris.event).fit(iris.x, steps=100 if SMOKE else 1500, seed=0)
+table = pg.GAN.for_event(iris.event).fit(iris.x, steps=30 if SMOKE else 1500, seed=0)
 for species in iris.event.columns["species"].levels:
     some = iris.event.check(table.sample(300, given={"species": species}, seed=0)).x.numpy()
     true = iris.event.check(iris.x).x.numpy()
@@ -94,7 +94,7 @@ for species in iris.event.columns["species"].levels:
 
 # %%
 digits = pg.datasets.load("digits")
-images = pg.GAN.for_event(digits.event).fit(digits.x, steps=50 if SMOKE else 3000, seed=0)
+images = pg.GAN.for_event(digits.event).fit(digits.x, steps=10 if SMOKE else 3000, seed=0)
 where = Path(tempfile.mkdtemp()) / "digits.png"
 pg.plots.samples({"data": digits.x[:64], "GAN": images.sample(64, seed=0)}, where)
 print("picture:", where)

@@ -14,7 +14,7 @@ import numpy as np
 import probgen as pg
 
 SMOKE = "--smoke" in sys.argv
-STEPS = 150 if SMOKE else 3000
+STEPS = 50 if SMOKE else 3000
 
 # %% [markdown]
 # ## Eight gaussians, whose true density is known
@@ -22,7 +22,7 @@ STEPS = 150 if SMOKE else 3000
 # %%
 circle = pg.datasets.eight_gaussians(n=400 if SMOKE else 4000)
 train, test = circle.split(seed=0)
-test = test[:30] if SMOKE else test[:400]
+test = test[:16] if SMOKE else test[:400]
 model = pg.Diffusion.for_event(circle.event).fit(train, steps=STEPS, seed=0)
 
 flow = model.log_prob(test, by=pg.ProbabilityFlow(), seed=0)
@@ -73,8 +73,8 @@ for options in ({"sampler": "ab2", "steps": 5}, {"sampler": "ab2", "steps": 20},
 # %%
 digits = pg.datasets.load("digits")
 train, test = digits.split(seed=0)
-test = test[:5] if SMOKE else test[:100]
-pixels = pg.Diffusion.for_event(digits.event).fit(train, steps=50 if SMOKE else 3000, seed=0)
+test = test[:3] if SMOKE else test[:100]
+pixels = pg.Diffusion.for_event(digits.event).fit(train, steps=15 if SMOKE else 3000, seed=0)
 answer = pixels.log_prob(test, seed=0)
 print(answer.kind, answer.target, answer.bits_per_dim())
 

@@ -11,12 +11,12 @@ import sys
 import probgen as pg
 
 SMOKE = "--smoke" in sys.argv
-STEPS = 100 if SMOKE else 2500
+STEPS = 40 if SMOKE else 2500
 
 # %%
-circle = pg.datasets.eight_gaussians(n=500 if SMOKE else 3000)
+circle = pg.datasets.eight_gaussians(n=200 if SMOKE else 3000)
 train, test = circle.split(seed=0)
-test = test[:60] if SMOKE else test[:500]
+test = test[:20] if SMOKE else test[:500]
 
 # %% [markdown]
 # ## What they are called, and what they answer

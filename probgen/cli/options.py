@@ -12,11 +12,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from probgen.errors import DataError, ParameterError, StoreError, nearest
 
 __all__ = [
-    "build", "estimator_of", "family_name", "family_of", "fitted", "model_of", "options_of", "seconds_of",
+    "build", "choice_of", "estimator_of", "family_name", "family_of", "fitted", "model_of", "options_of", "seconds_of",
     "sequence_of", "value_of",
 ]  # fmt: skip
 
-_SHORT = {"bayesnet": "BayesianNetwork"}
+_SHORT = {"bayesnet": "BayesianNetwork", "language": "LanguageModel"}
+_TOKENS = {"LanguageModel": "2048"}  # that a family learns from bytes before anything else
 _LEARNERS = {"BayesianNetwork": "probgen.models.bayesnet.structure"}  # their learn() finds the structure, too
 
 
@@ -103,8 +104,20 @@ def fitted(family: str, event: Any, x: Any, options: dict[str, str], seed: int) 
         learn = importlib.import_module(_LEARNERS[made_by.__name__]).learn
         known = {n: p for n, p in inspect.signature(learn).parameters.items() if n not in ("data", "event", "seed")}
         return learn(x, event=event, seed=seed, **_typed(made_by, options, known))
+    if "tokens" in options or made_by.__name__ in _TOKENS:
+        tokens = typed("--tokens", options.pop("tokens", _TOKENS.get(made_by.__name__, "256")), int)
+        event = tokenised(event, x, tokens)
     model, fitting = build(made_by, event, options)
     return model.fit(x, seed=seed, **fitting)
+
+
+def tokenised(event: Any, x: Any, tokens: int) -> Any:
+    """Text in so many byte-pair tokens learnt from it; 256 leave it in bytes, and so do other events."""
+    from probgen.events import BPE, Text
+
+    if not isinstance(event, Text) or tokens == 256:
+        return event
+    return Text(BPE.learn(event.restore(event.check(x).x), tokens))
 
 
 def build(made_by: Any, event: Any, options: dict[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -141,6 +154,17 @@ def model_of(path: Path) -> Any:
     from probgen import foreign
 
     return foreign.wrap(path)
+
+
+def choice_of(model: Any, options: dict[str, str]) -> dict[str, Any]:
+    """How a language model shall choose its symbols: --temperature 0.8 --top-k 50."""
+    if not options:
+        return {}
+    if not hasattr(model, "sampler"):
+        option = f"--{next(iter(options)).replace('_', '-')}"
+        raise ParameterError(f"{option} for a {type(model).__name__}", "options of sample", "probgen sample --help")
+    known = dict(inspect.signature(type(model.sampler())).parameters)
+    return _typed(type(model), options, {name: p for name, p in known.items() if name != "language"})
 
 
 def _shown(event: Any) -> str:

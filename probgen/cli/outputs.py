@@ -14,11 +14,9 @@ from typing import Any
 from probgen.errors import StoreError
 
 __all__ = [
-    "compact", "counted", "draw_graph", "encodable", "free_folder", "mute", "noted_warnings", "per_step", "readable",
+    "compact", "counted", "draw_graph", "encodable", "mute", "noted_warnings", "per_step", "readable",
     "refuse_output", "refuse_taken", "say", "shortened", "show", "show_text", "told", "whole_folder",
 ]  # fmt: skip
-
-_COMPARISON = {"judged.parquet", "models", "samples.png", "scores.parquet", "summary.parquet"}
 
 
 @contextmanager
@@ -90,6 +88,15 @@ def per_step(answer: Any, cells: Any) -> str:
     steps = len(cells.values)
     whole = f"a row is a whole sequence: {counted(len(cells), 'sequence')} of {counted(steps, 'step')}"
     return f"{whole}{' together' * (len(cells) != 1)}, {answer.sum().value / steps:.4f} nats/step"
+
+
+def per_byte(answer: Any) -> str:
+    """The rate of text, in a line; empty for other data and for refusals."""
+    if answer.event is None or answer.event.bytes is None or answer.refused.any():
+        return ""
+    rate = answer.bits_per_byte()
+    at_most = "at most " if answer.kind == "lower" else ""
+    return f"{at_most}{rate.value:.4f} bits/byte over {int(answer.event.bytes.sum())} bytes"
 
 
 def draw_graph(model: Any, folder: Path) -> Path | None:
@@ -170,7 +177,8 @@ def fitting(rows: list[dict[str, str]], room: int) -> tuple[dict[str, int], list
     widest = max(len(row["by"]) for row in rows)
     widths["by"] = min(widths["by"], 12)
     left_out = []
-    droppable = ("fit s", "by", "bits/dim", "between rows ±", "paired ±", "vs best", "Monte Carlo ±")
+    droppable = ("fit s", "by", "bits/dim", "bits/byte", "between rows ±", "paired ±", "vs best", "Monte Carlo ±")
+    droppable = tuple(name for name in droppable if name in widths)
     for name in sorted(droppable, key=lambda name: any(row[name] != "-" for row in rows)):  # empty ones first
         if sum(widths.values()) + 3 * len(widths) + 1 > room:
             del widths[name]
@@ -207,22 +215,6 @@ def refuse_output(output: Path | None, kinds: tuple[str, ...], overwrite: bool) 
     if output.is_dir() or (output.exists() and not overwrite):
         do = "Choose another" if output.is_dir() else "Choose another, or add --overwrite"
         raise StoreError(f"--output {output} exists already", "the name of a new file", do)
-
-
-def free_folder(data: str, out: Path | None, overwrite: bool) -> Path:
-    """The output folder: as asked, or the first free name."""
-    if out is None:
-        stem = f"comparison-{Path(data).stem}"
-        return next(
-            p for p in (Path(stem if i == 1 else f"{stem}-{i}") for i in range(1, 10_000)) if not os.path.exists(p)
-        )
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return out
-    ours = out.is_dir() and (out / "scores.parquet").exists() and {p.name for p in out.iterdir()} <= _COMPARISON
-    if not (ours and overwrite):
-        do = "Choose another folder, or add --overwrite" if ours else "Choose another folder"
-        raise StoreError(f"--out {out} exists already", "a new folder", do)
-    return out
 
 
 @contextmanager

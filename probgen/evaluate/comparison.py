@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -48,19 +49,22 @@ class Entry:
         refused = bool(lp.refused.any())
         return refused, not lp.measure, lp.measure, 0.0 if refused else -lp.mean().value
 
+    @property
+    def rate(self) -> str:
+        """Of text bits a byte, of everything else bits a cell."""
+        return "bits/dim" if self.log_prob.event is None or self.log_prob.event.bytes is None else "bits/byte"
+
     def cells(self) -> dict[str, Any]:
         """The entry as a row of the table; None where there is no number."""
         lp = self.log_prob
-        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row: dict[str, Any] = dict.fromkeys(self.rate if name == "bits/dim" else name for name in COLUMNS)
         row |= {"family": self.name, "kind": str(lp.kind), "by": lp.by or None, "fit s": self.fit_seconds}
         if lp.refused.any():
             return row
         mean = lp.mean()
         row |= {"nats/row": mean.value, "Monte Carlo ±": mean.monte_carlo, "between rows ±": mean.between_rows}
-        try:
-            row["bits/dim"] = lp.bits_per_dim().value
-        except Incomparable:
-            row["bits/dim"] = None
+        with suppress(Incomparable):
+            row[self.rate] = lp.bits_per_dim().value  # the cells of a text are its bytes
         return row
 
 
@@ -181,7 +185,7 @@ class Comparison:
         return [{name: format_cell(value, name) for name, value in self.cells(entry).items()} for entry in self.entries]
 
     def __str__(self) -> str:
-        return "\n".join([*_lines(COLUMNS, self.texts()), "", *self.notes(), *self.by_samples()])
+        return "\n".join([*_lines(tuple(self.texts()[0]), self.texts()), "", *self.notes(), *self.by_samples()])
 
     def by_samples(self) -> list[str]:
         """The second table with its notes, in lines; where nothing was judged the reasons, each once."""

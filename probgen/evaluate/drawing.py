@@ -11,7 +11,9 @@ from probgen.errors import BREAKDOWNS
 from probgen.events import Category, Event, Panel, Ragged, Table
 from probgen.model import GenerativeModel
 
-__all__ = ["column_names", "level_names", "panels"]
+__all__ = ["column_names", "level_names", "panels", "texts"]
+
+_SYMBOLS, _LETTERS = 200, 400  # of a text that is shown
 
 
 def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: int) -> dict[str, Any]:
@@ -36,6 +38,16 @@ def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: in
 
 def _to_draw(cells: Any) -> np.ndarray | Sequence[np.ndarray]:
     return [part.numpy() for part in cells.split()[:6]] if isinstance(cells, Ragged) else cells.numpy()
+
+
+def texts(models: Mapping[str, GenerativeModel], x: list[str], seed: int) -> str:
+    """The beginnings of three texts of the data and of each model that draws, under their names."""
+    drawn = {"held-out data": x[:3]}
+    for name, model in models.items():
+        options = {"length": _SYMBOLS} if "length" in inspect.signature(model._sample).parameters else {}
+        with suppress(*BREAKDOWNS):
+            drawn[name] = model.sample(3, seed=seed, **options)
+    return "".join(f"# {name}\n\n" + "".join(f"{text[:_LETTERS]}\n\n" for text in some) for name, some in drawn.items())
 
 
 def column_names(event: Event) -> list[str] | None:

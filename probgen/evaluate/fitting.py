@@ -8,7 +8,7 @@ from typing import Any
 
 from probgen import store
 from probgen.errors import BREAKDOWNS, MissingExtra, ParameterError, ProbgenError
-from probgen.events import Event
+from probgen.events import Event, Text
 from probgen.model import GenerativeModel
 
 __all__ = ["Shares", "fit_suitable", "reason_of"]
@@ -67,7 +67,7 @@ def fit_suitable(
     """
     if not 0 < budget < math.inf:
         raise ParameterError(f"budget={budget}", "a positive number of seconds")
-    wanted, skipped = _families(store.FAMILIES.keys() - {"Standardize"} if families is None else families)
+    wanted, skipped = _families([f for f in store.FAMILIES if f != "Standardize"] if families is None else families)
     skipped |= {family.__name__: why for family in wanted if (why := family.suits(event))}
     suiting = [family for family in wanted if family.__name__ not in skipped]
     fitting = [(family, *variant) for family in suiting for variant in _variants(family, event).items()]
@@ -92,10 +92,12 @@ def fit_suitable(
 def _fitted(
     family: type[GenerativeModel], x: Any, event: Event, variant: dict[str, Any], seed: int, share: float | None
 ) -> GenerativeModel:
-    if hasattr(family, "learn"):  # its structure comes from the data, too
-        model = family.learn(x, event=event, prior="bdeu", seed=seed)
+    options: dict[str, Any] = {} if share is None else {"budget": share}
+    if family.__name__ == "BayesianNetwork":  # its structure comes from the data, too
+        model = family.learn(x, event=event, prior="bdeu", seed=seed)  # type: ignore[attr-defined]
+    elif family.__name__ == "LanguageModel" and isinstance(event, Text):  # and its tokens
+        model = family.learn(x, seed=seed, **options)  # type: ignore[attr-defined]
     else:
-        options = {} if share is None else {"budget": share}
         model = family.for_event(event, **variant).fit(x, seed=seed, **options)
     if model.report.stopped == "interrupted":  # type: ignore[union-attr]
         raise KeyboardInterrupt

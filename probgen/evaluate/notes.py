@@ -40,9 +40,9 @@ def notes_of(result: "Comparison") -> list[str]:
         said.append(f"{', '.join(unknown)}: of unknown measure, so not ranked with others: LogProb(measure=...) tells.")
     kinds = {kind for entry in result.entries for kind in set(entry.log_prob.kinds)}
     if Kind.LOWER in kinds:
-        said.append("lower: the true log-likelihood is at least this (so bits/dim is at most this).")
+        said.append(f"lower: the true log-likelihood is at least this (so {result.entries[0].rate} is at most this).")
     if Kind.UPPER in kinds:
-        said.append("upper: the true log-likelihood is at most this (so bits/dim is at least this).")
+        said.append(f"upper: the true log-likelihood is at most this (so {result.entries[0].rate} is at least this).")
     if Kind.SCORE in kinds:
         said.append("score: no likelihood; it ranks only among its own.")
     if any(math.isnan(entry.cells()["Monte Carlo ±"] or 0.0) for entry in result.entries):
@@ -84,7 +84,7 @@ def _of_differences(result: "Comparison") -> list[str]:
             "A row is one step, scored given all steps before it; its errors are Newey and West's, as steps that "
             "follow each other are not independent."
         )
-    if result.sequences:
+    if result.sequences and result.entries[0].rate == "bits/dim":
         said.append("A row is one whole sequence; bits/dim, a cell, does not depend on their lengths.")
     first = {entry.log_prob.measure: entry.name for entry in reversed(result.entries)}
     for entry in result.entries:

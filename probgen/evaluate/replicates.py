@@ -82,7 +82,15 @@ def _from_prior(data: Data, reps: int, given: Any, generator: torch.Generator) -
 
 
 def _from_numbers(data: Data, numbers: Tensor, given: Any, generator: torch.Generator) -> Iterator[Any]:
-    """A data set for each row of parameters (R, P)."""
+    """A data set for each row of parameters (R, P), which ``sample`` of a family with a closed form does not read."""
+    model = data.model
+    at = getattr(model, "_sample_at", None)
+    if at is None and hasattr(model, "_parametric") and given is None and isinstance(data.checked.x, Tensor):
+        at = model._parametric().sample_at  # type: ignore[operator]
+    if at is not None:
+        with torch.no_grad():
+            yield from (at(z, len(data), given, generator) for z in numbers)
+        return
     for z in numbers:
         twin = Data(with_numbers(data.model, z[None]), data.checked, data.covariates)
         yield next(_plug_in(twin, 1, given, generator))

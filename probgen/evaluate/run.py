@@ -15,15 +15,15 @@ from probgen.datasets import Dataset
 from probgen.errors import BREAKDOWNS, DataError, MissingExtra, StoreError
 from probgen.evaluate.compare import compare
 from probgen.evaluate.comparison import Comparison
-from probgen.evaluate.drawing import column_names, level_names, panels
+from probgen.evaluate.drawing import column_names, level_names, panels, texts
 from probgen.evaluate.fitting import fit_suitable
 from probgen.evaluate.report import report as write_report
-from probgen.events import Checked, Panel, Ragged, Real, Series, Table
+from probgen.events import Checked, Panel, Ragged, Real, Series, Table, Text
 from probgen.model import GenerativeModel
 
 __all__ = ["compare_into", "free_folder"]
 
-_FILES = {"judged.parquet", "models", "report.html", "samples.png", "scores.parquet", "summary.parquet"}
+_FILES = {"judged.parquet", "models", "report.html", "samples.png", "samples.txt", "scores.parquet", "summary.parquet"}
 _LEAST, _PROBED = 100, 8  # rows scored at the least, and rows that tell how long one takes
 
 
@@ -83,7 +83,10 @@ def compare_into(
     if result.judged:
         frames.write(result.samples(), folder / "judged.parquet")
     try:
-        _draw(models, loaded, held, folder / "samples.png", seed)
+        if isinstance(loaded.event, Text):
+            frames.write_whole(folder / "samples.txt", [texts(models, held, seed).encode()])
+        else:
+            _draw(models, loaded, held, folder / "samples.png", seed)
     except MissingExtra as missing:
         say(f"no samples.png: {missing}")
     title = _title(loaded, held)

@@ -3,8 +3,10 @@
 from probgen.nn.convolutional import ConvDecoder, ConvEncoder
 from probgen.nn.layers import MLP, Convolution, Linear, reset
 from probgen.nn.residual import AngleFeatures, ResidualMLP
+from probgen.nn.transformer import Cache, Transformer
 from probgen.nn.unet import UNet
 
 __all__ = [
-    "MLP", "AngleFeatures", "ConvDecoder", "ConvEncoder", "Convolution", "Linear", "ResidualMLP", "UNet", "reset",
+    "MLP", "AngleFeatures", "Cache", "ConvDecoder", "ConvEncoder", "Convolution", "Linear", "ResidualMLP", "Transformer",
+    "UNet", "reset",
 ]  # fmt: skip

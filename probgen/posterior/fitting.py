@@ -15,7 +15,7 @@ from probgen.posterior.density import Density
 from probgen.posterior.draws import worst_of
 from probgen.posterior.normal import FULL, Normal, laplace, mode, variational
 from probgen.posterior.nuts import Metric
-from probgen.posterior.warmup import DENSE, STATS, run_chain
+from probgen.posterior.warmup import DENSE, STATS, abreast, chain_from
 from probgen.training import Progress
 
 __all__ = ["METHODS", "ConvergenceWarning", "Found", "Plan", "chained", "judged", "sampled"]
@@ -36,8 +36,7 @@ class Plan:
     Arguments:
         method: "nuts", "svi" (a normal guide, of full rank up to 200 numbers) or "laplace" (mode and curvature).
         draws: Kept draws of each chain.
-        chains: Of NUTS, one after the other, each from its own place about the mode, twice as wide as the curvature
-            there; of the other methods, whose draws are independent, only how they are laid out.
+        chains: Of NUTS, abreast, each from its own place about the mode, twice as wide as the curvature there; of the other methods, whose draws are independent, only how they are laid out.
         warmup: Transitions of each chain in which step size and metric are found.
         target: Acceptance rate of NUTS.
         progress: None shows it on a terminal only.
@@ -123,15 +122,16 @@ def chained(
     Arguments:
         metric: To begin the warm-up with; None takes the identity.
     """
-    chains = []
     with Progress("NUTS", len(starts) * (plan.warmup + plan.draws), plan.progress) as bar:
-        for first, source in zip(starts, rng.spawn(len(starts)), strict=True):
-            chains.append(
-                run_chain(
-                    density, first, plan.draws, plan.warmup, source, metric=metric, target=plan.target,
-                    note=lambda: bar.advance(1, ""),
-                )
-            )  # fmt: skip
+
+        def note(draws: int) -> None:
+            bar.advance(1, f"{draws} of {plan.draws} draws" if draws else "warm-up")
+
+        runs = [
+            chain_from(first, plan.draws, plan.warmup, source, metric=metric, target=plan.target, note=note)
+            for first, source in zip(starts, rng.spawn(len(starts)), strict=True)
+        ]
+        chains = abreast(runs, lambda z: density.batch(z, len(starts)))
     stats = {
         name: torch.from_numpy(np.stack([chain.stats[name] for chain in chains])).to(_FLAG.get(name, torch.float64))
         for name in STATS

@@ -1,15 +1,22 @@
-"""The no-U-turn sampler: trajectories that stop when they turn back, states drawn by their weights."""
+"""The no-U-turn sampler: trajectories that stop when they turn back, states drawn by their weights.
+
+Its parts are generators that ask for a density by yielding a place and are sent log p and its gradient there, so that
+several chains can be answered at once; ``told`` answers one from a function.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["Metric", "Point", "Trajectory", "leapfrog", "start_point", "step_size_near", "transition"]
+__all__ = ["Asking", "Metric", "Point", "Trajectory", "leapfrog", "start_point", "step_size_near", "told", "transition"]
 
-Function = Callable[[np.ndarray], tuple[float, np.ndarray]]
+Found = TypeVar("Found")
+Answer = tuple[float, np.ndarray]
+Function = Callable[[np.ndarray], Answer]
+Asking = Generator[np.ndarray, Answer, Found]
 
 MOST_DOUBLINGS = 10
 _DIVERGENT = 1000.0  # nats of energy error after which a trajectory is given up
@@ -64,16 +71,26 @@ class Trajectory(NamedTuple):
     momenta: np.ndarray
 
 
-def start_point(density: Function, z: np.ndarray) -> Point:
+def told(asking: Asking[Found], density: Function) -> Found:
+    """What one of the generators here finds of a density."""
+    try:
+        z = next(asking)
+        while True:
+            z = asking.send(density(z))
+    except StopIteration as stop:
+        return stop.value
+
+
+def start_point(z: np.ndarray) -> Asking[Point]:
     """A state at rest."""
-    nats, slope = density(z)
+    nats, slope = yield z
     return Point(z, np.zeros_like(z), nats, slope, np.zeros_like(z))
 
 
-def leapfrog(density: Function, metric: Metric, at: Point, step: float) -> Point:
+def leapfrog(metric: Metric, at: Point, step: float) -> Asking[Point]:
     momentum = at.momentum + 0.5 * step * at.slope
     z = at.z + step * metric.velocity(momentum)
-    nats, slope = density(z)
+    nats, slope = yield z
     momentum = momentum + 0.5 * step * slope
     return Point(z, momentum, nats, slope, metric.velocity(momentum))
 
@@ -81,27 +98,27 @@ def leapfrog(density: Function, metric: Metric, at: Point, step: float) -> Point
 class _Growth:
     """One transition: the trajectory doubles, in either direction, until it turns or diverges."""
 
-    def __init__(self, density: Function, metric: Metric, step: float, start: Point, rng: np.random.Generator) -> None:
-        self.density, self.metric, self.step, self.rng = density, metric, step, rng
+    def __init__(self, metric: Metric, step: float, start: Point, rng: np.random.Generator) -> None:
+        self.metric, self.step, self.rng = metric, step, rng
         self.level = start.log_joint
         self.steps, self.accepted, self.diverged = 0, 0.0, False
 
-    def stretch(self, at: Point, doublings: int, direction: int) -> Trajectory | None:
+    def stretch(self, at: Point, doublings: int, direction: int) -> Asking[Trajectory | None]:
         """2^doublings steps on from a point; None where they turn back on themselves or diverge."""
         if not doublings:
-            return self._leaf(at, direction)
-        near = self.stretch(at, doublings - 1, direction)
+            return (yield from self._leaf(at, direction))
+        near = yield from self.stretch(at, doublings - 1, direction)
         if near is None:
             return None
-        far = self.stretch(near.last if direction > 0 else near.first, doublings - 1, direction)
+        far = yield from self.stretch(near.last if direction > 0 else near.first, doublings - 1, direction)
         if far is None:
             return None
         log_weight = float(np.logaddexp(near.log_weight, far.log_weight))
         takes_far = self.rng.random() < math.exp(far.log_weight - log_weight)
         return _joined(near, far, direction, far.chosen if takes_far else near.chosen, log_weight)
 
-    def _leaf(self, at: Point, direction: int) -> Trajectory | None:
-        new = leapfrog(self.density, self.metric, at, direction * self.step)
+    def _leaf(self, at: Point, direction: int) -> Asking[Trajectory | None]:
+        new = yield from leapfrog(self.metric, at, direction * self.step)
         gain = new.log_joint - self.level
         self.steps += 1
         self.accepted += math.exp(min(0.0, gain)) if gain == gain else 0.0
@@ -132,13 +149,8 @@ def _turns(early: Trajectory, late: Trajectory, whole: Trajectory) -> bool:
 
 
 def transition(
-    density: Function,
-    metric: Metric,
-    step: float,
-    at: Point,
-    rng: np.random.Generator,
-    most: int = MOST_DOUBLINGS,
-) -> tuple[Point, dict[str, float]]:
+    metric: Metric, step: float, at: Point, rng: np.random.Generator, most: int = MOST_DOUBLINGS
+) -> Asking[tuple[Point, dict[str, float]]]:
     """One draw given the last; leaves the density invariant.
 
     Hoffman and Gelman (2014), with states drawn by their weights along the trajectory, later halves favoured
@@ -150,11 +162,11 @@ def transition(
     """
     momentum = metric.momentum(rng)
     start = at._replace(momentum=momentum, velocity=metric.velocity(momentum))
-    growth = _Growth(density, metric, step, start, rng)
+    growth = _Growth(metric, step, start, rng)
     tree, doublings = Trajectory(start, start, start, 0.0, start.momentum), 0
     while doublings < most:
         direction = 1 if rng.random() < 0.5 else -1
-        new = growth.stretch(tree.last if direction > 0 else tree.first, doublings, direction)
+        new = yield from growth.stretch(tree.last if direction > 0 else tree.first, doublings, direction)
         if new is None:
             break
         doublings += 1
@@ -172,18 +184,18 @@ def transition(
     }  # fmt: skip
 
 
-def step_size_near(density: Function, metric: Metric, at: Point, step: float, rng: np.random.Generator) -> float:
+def step_size_near(metric: Metric, at: Point, step: float, rng: np.random.Generator) -> Asking[float]:
     """A step size at which one leapfrog step is accepted with a probability near 0.8 (Hoffman and Gelman 2014)."""
     momentum = metric.momentum(rng)
     start = at._replace(momentum=momentum, velocity=metric.velocity(momentum))
 
-    def accepted(size: float) -> bool:
-        gain = leapfrog(density, metric, start, size).log_joint - start.log_joint
-        return bool(gain > math.log(0.8))
+    def accepted(size: float) -> Asking[bool]:
+        there = yield from leapfrog(metric, start, size)
+        return bool(there.log_joint - start.log_joint > math.log(0.8))
 
-    grows = accepted(step)
+    grows = yield from accepted(step)
     for _ in range(60):
         step = step * 2 if grows else step / 2
-        if accepted(step) != grows:
+        if (yield from accepted(step)) != grows:
             break
     return step

@@ -15,12 +15,12 @@ from probgen.logprob import LogProb
 from probgen.model import FitReport
 from probgen.posterior import predictive
 from probgen.posterior.coordinates import Coordinates
-from probgen.posterior.density import Density
+from probgen.posterior.density import Density, Inner
 from probgen.posterior.draws import Draws
 from probgen.posterior.fitting import Found, Plan, judged, sampled
 from probgen.posterior.kept import Kept
 
-__all__ = ["Parametric", "fit"]
+__all__ = ["Parametric", "fit", "prior_numbers"]
 
 Values = Mapping[str, Tensor]
 
@@ -65,6 +65,8 @@ class Parametric:
         states: K of a family whose likelihood is the same under all labels of K parts; 0 elsewhere.
         identified: Of the natural parameters those that data determine, where others turn into each other; () for all.
         recorded: Whether its density may be recorded as a graph.
+        halves: From (x, given), what the likelihood reads of the parameters in place, and log p(x) with its gradient in
+            that (``Density``'s inner), where there is a way faster than torch's own; None where there is none.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class Parametric:
     states: int = 0
     identified: tuple[str, ...] = ()
     recorded: bool = False
+    halves: Callable[[Any, Any], tuple[Callable[[], tuple[Tensor, ...]], Inner]] | None = None
 
     def at(self, values: Values, function: Callable, *args: Any) -> Any:
         """What a function of the model gives when these values of the sites are in its place."""
@@ -99,6 +102,20 @@ class Parametric:
             return self.at(one, self.rows, x, given).sum() + prior[0] + volume[0]
 
         return joint
+
+    def density(self, x: Any, given: Any) -> Density:
+        """log p(x, theta(z)) + log |d theta / d z| as samplers call it."""
+        if self.halves is None:
+            return Density(self.log_joint(x, given), self.coordinates.size, self.recorded)
+        outer, inner = self.halves(x, given)
+
+        def parts(z: Tensor) -> tuple[Tensor, ...]:
+            values, volume = self.coordinates.unpack(z[None])
+            prior = self.coordinates.log_prior(z[None], values)
+            one = {name: value[0] for name, value in values.items()}
+            return (prior[0] + volume[0], *self.at(one, outer))
+
+        return Density(parts, self.coordinates.size, self.recorded, inner)
 
     # What a model's hooks ask
 
@@ -161,6 +178,11 @@ class Parametric:
         z = self.coordinates.draw(n, generator)
         return self._joined(z, [1] * n, torch.arange(n), given, generator)
 
+    @torch.no_grad()
+    def sample_at(self, z: Tensor, n: int, given: Any, generator: torch.Generator) -> Any:
+        """n draws of x that share one draw of the parameters, z (P,)."""
+        return self.at(next(self.thetas(z[None])), self.draw, n, given, generator)
+
     def _joined(self, z: Tensor, counts: list[int], order: Tensor, given: Any, generator: torch.Generator) -> Any:
         """Draws of each of some parameters, as many as counted, in an order; conditions come first."""
         parts = [
@@ -176,6 +198,11 @@ class Parametric:
             place[:, at : at + count] = own
             first, at = first + conditions * count, at + count
         return take(_cat(parts), place[:, order].reshape(-1))
+
+
+def prior_numbers(model: Any, n: int, generator: torch.Generator) -> Tensor:
+    """Unconstrained parameters (n, P) of a family from their prior; the method ``_prior_numbers`` of such families."""
+    return model._parametric().coordinates.draw(n, generator)
 
 
 def _cat(parts: list[Any]) -> Any:
@@ -218,7 +245,7 @@ def fit(
     coordinates = family.coordinates
     if not isinstance(coordinates, Coordinates) or not coordinates.size:
         raise StructureError("A model without parameters that have priors", "one with some", "There is nothing to fit")
-    density = Density(family.log_joint(x, given), coordinates.size, family.recorded)
+    density = family.density(x, given)
     first = coordinates.bounded(coordinates.pack({n: v[None] for n, v in start.items()})[0])
     found = sampled(density, first.detach().numpy(), plan, generator)
     family.kept.put(plan.method, found)

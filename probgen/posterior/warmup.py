@@ -1,17 +1,18 @@
 """Chains of the no-U-turn sampler: step sizes and metrics are found while they warm up, then held."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from probgen.posterior.nuts import Function, Metric, start_point, step_size_near, transition
+from probgen.posterior.nuts import MOST_DOUBLINGS, Asking, Metric, start_point, step_size_near, transition
 
-__all__ = ["Chain", "StepSize", "run_chain", "windows"]
+__all__ = ["Chain", "StepSize", "abreast", "chain_from", "windows"]
 
 STATS = ("lp", "energy", "acceptance_rate", "step_size", "tree_depth", "n_steps", "diverging")
 DENSE = 60  # numbers up to which covariances are learnt, not variances alone
+_EARLY = 6  # doublings while the metric is a guess: the curvature at a mode may be far narrower than the posterior
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,24 @@ def learnt(z: np.ndarray, dense: bool) -> Metric:
     return Metric(share * spread + small * np.eye(z.shape[1]))
 
 
-def run_chain(
-    density: Function,
+def abreast(
+    chains: Sequence[Asking[Chain]], answers: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+) -> list[Chain]:
+    """Chains that go on together: what they ask at the same time, points (W, P), is answered at once."""
+    done: dict[int, Chain] = {}
+    asked = {i: next(chain) for i, chain in enumerate(chains)}
+    while asked:
+        nats, slopes = answers(np.stack(list(asked.values())))
+        for i, answer in zip(list(asked), zip(nats.tolist(), slopes, strict=True), strict=True):
+            try:
+                asked[i] = chains[i].send(answer)
+            except StopIteration as stop:
+                done[i] = stop.value
+                del asked[i]
+    return [done[i] for i in range(len(chains))]
+
+
+def chain_from(
     start: np.ndarray,
     draws: int,
     warmup: int,
@@ -97,26 +114,27 @@ def run_chain(
     *,
     metric: Metric | None = None,
     target: float = 0.8,
-    note: Callable[[], None] = lambda: None,
-) -> Chain:
+    note: Callable[[int], None] = lambda draws: None,
+) -> Asking[Chain]:
     """A chain from one start.
 
     Arguments:
         metric: To begin with; it is learnt anew while the chain warms up.
         target: Acceptance rate that the step size is tuned to.
-        note: Called after each transition.
+        note: Told after each transition how many draws there are.
     """
     dense, ends = len(start) <= DENSE, set(windows(warmup))
     metric = Metric.unit(len(start)) if metric is None else metric
-    at = start_point(density, start)
-    size = StepSize(step_size_near(density, metric, at, 0.5 * len(start) ** -0.25, rng), target)
+    at = yield from start_point(start)
+    first = yield from step_size_near(metric, at, 0.5 * len(start) ** -0.25, rng)
+    size, most = StepSize(first, target), min(MOST_DOUBLINGS, _EARLY) if ends else MOST_DOUBLINGS
     since: list[np.ndarray] = []
     ignored = 75 if warmup >= 150 else int(0.15 * warmup)
     kept, stats = np.empty((draws, len(start))), {name: np.empty(draws) for name in STATS}
     for i in range(warmup + draws):
         step = size.step if i < warmup else size.final
-        at, seen = transition(density, metric, step, at, rng)
-        note()
+        at, seen = yield from transition(metric, step, at, rng, most if i < warmup else MOST_DOUBLINGS)
+        note(max(0, i + 1 - warmup))
         if i >= warmup:
             kept[i - warmup] = at.z
             for name, value in {**seen, "lp": at.nats, "step_size": step}.items():
@@ -127,5 +145,6 @@ def run_chain(
             since.append(at.z)
         if i + 1 in ends and len(since) > 1:
             metric, since = learnt(np.array(since), dense and len(since) > 2 * len(start)), []
-            size.restart(step_size_near(density, metric, at, size.step, rng))
+            most = MOST_DOUBLINGS
+            size.restart((yield from step_size_near(metric, at, size.step, rng)))
     return Chain(kept, stats)

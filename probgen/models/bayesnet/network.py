@@ -18,7 +18,7 @@ from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.bayesnet import bayes, evidence, graph, learning, likelihood, posterior, queries, scoring
 from probgen.models.bayesnet.byhand import read_tables, set_tables
-from probgen.posterior import GROWING, POSTERIOR, Draws, Kept
+from probgen.posterior import GROWING, POSTERIOR, Draws, Kept, prior_numbers
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.structure import Structure
@@ -367,6 +367,9 @@ class BayesianNetwork(GenerativeModel):
 
     def _log_prior_draws(self) -> Tensor:
         return bayes.parametric(self).log_prior()
+
+    _parametric = bayes.parametric
+    _prior_numbers = prior_numbers
 
     def _sample_prior(self, n: int, given: None, generator: torch.Generator) -> Tensor:
         return bayes.parametric(self).sample_prior(n, given, generator)

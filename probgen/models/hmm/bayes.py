@@ -41,10 +41,38 @@ def parametric(hmm: "HMM", length: int = 20) -> Parametric:
     def natural() -> dict[str, Tensor]:
         return {**hmm.transitions.natural(), **hmm.emission.natural()}
 
+    def halves(x: Ragged, given: Ragged | None) -> tuple[Any, Any]:
+        data, inputs = hmm._rows(x, given), hmm._inputs(given)
+
+        def outer() -> tuple[Tensor, ...]:
+            return *hmm.transitions(inputs), hmm.emission.log_prob(data)[:, hmm._uses]
+
+        def inner(*parts: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            return _counted(x.lengths, *parts)
+
+        return outer, inner
+
     symmetric = hmm.tie is None and hmm.transitions.size == hmm.states
     return Parametric(
-        hmm, hmm.kept, Coordinates(priors(hmm)), dict, rows, natural, draw, steps, hmm.states if symmetric else 0
-    )
+        hmm, hmm.kept, Coordinates(priors(hmm)), dict, rows, natural, draw, steps, hmm.states if symmetric else 0,
+        recorded=True, halves=halves,
+    )  # fmt: skip
+
+
+def _counted(
+    lengths: Tensor, initial: Tensor, transition: Tensor, table: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """log p(x) of W models, (W,), and its gradients in their log-potentials: expected counts (Fisher's identity)."""
+    found = [
+        chains.expected(chains.Chain(*parts, lengths), marginals=True)
+        for parts in zip(initial, transition, table, strict=True)
+    ]
+    first = [one.initial if initial.ndim == 3 else one.initial.sum(0) for one in found]
+    nats = torch.stack([one.nats.sum() for one in found])
+    return nats, (
+        torch.stack(first), torch.stack([one.transitions for one in found]),
+        torch.stack([one.marginals for one in found]),  # type: ignore[misc]
+    )  # fmt: skip
 
 
 def priors(hmm: "HMM") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.hmm import bayes, learning, pictures, program, queries, uncertainty
 from probgen.models.hmm import forecast as forecasts
-from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan
+from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan, prior_numbers
 from probgen.transitions import Markov, Transitions
 
 __all__ = ["HMM"]
@@ -291,6 +291,9 @@ class HMM(GenerativeModel):
 
     def _log_prior_draws(self) -> Tensor:
         return bayes.parametric(self).log_prior()
+
+    _parametric = bayes.parametric
+    _prior_numbers = prior_numbers
 
     def _sample_prior(self, n: int, given: Ragged | None, generator: torch.Generator, length: int = 20) -> Ragged:
         return bayes.parametric(self, length).sample_prior(n, given, generator)

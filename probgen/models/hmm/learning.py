@@ -4,6 +4,7 @@ import math
 import time
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from probgen import chains, emissions
 from probgen.errors import FitError, ParameterError, StructureError, nearest
 from probgen.model import FitReport
 from probgen.posterior import METHODS
-from probgen.training import Progress
+from probgen.training import ALONE, Progress, Ranks, joined
 
 if TYPE_CHECKING:
     from probgen.models.hmm.hmm import HMM
@@ -46,6 +47,17 @@ class Data:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def cuts(self, size: int) -> list[int]:
+        """Where to cut the list of sequences so that each of some ranks has about as many steps."""
+        marks = torch.tensor([len(self) * rank // size for rank in range(1, size)])
+        return [0, *torch.searchsorted(self.lengths.cumsum(0), marks, right=True).tolist(), len(self.lengths)]
+
+    def part(self, first: int, last: int) -> "Data":
+        """Some sequences, which have no inputs."""
+        begin, end = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
+        allowed = None if self.allowed is None else self.allowed[begin:end]
+        return Data(self.rows[begin:end], self.lengths[first:last], None, allowed)
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,8 @@ class Run:
 
 
 def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitReport:
-    began = time.perf_counter()
+    began, ranks = time.perf_counter(), joined()
+    ranks.meet(hmm, data.rows, generator)
     good = _state(hmm)
     notes: list[str] = []
     try:
@@ -100,14 +113,18 @@ def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitRe
                 hmm.emission.prepare(data.rows)
         restarts, max_iter = plan.restarts if plan.start == "random" else 1, plan.max_iter
         if plan.budget is not None:
-            restarts, max_iter = _afford(hmm, data, generator, plan, restarts)
+            restarts, max_iter = _afford(hmm, data, generator, plan, restarts, ranks)
             notes.append(f"budget {plan.budget:g} s = {restarts} restarts of at most {max_iter} iterations")
-        runs = _runs(hmm, data, generator, plan, restarts, max_iter)
+        shared = _adds_up(hmm, data, plan, ranks)
+        notes += ranks.notes("sequences", len(data.lengths), shared)
+        ranks = ranks if shared else ALONE
+        runs = _runs(hmm, data, generator, plan, restarts, max_iter, ranks)
     except (FitError, KeyboardInterrupt):
         hmm.load_state_dict(good)
         raise
     best = max(runs, key=lambda run: run.history[-1])
     hmm.load_state_dict(best.state)
+    ranks.check_alike(hmm, len(best.history) - 1)
     hmm.n_rows = int((~data.rows[:, : hmm.emission.width].isnan()).any(1).sum())
     with torch.no_grad():
         hmm.log_likelihood = _nats(hmm, data, best)
@@ -132,16 +149,25 @@ def _nats(hmm: "HMM", data: Data, best: Run) -> float:
     return float(chains.log_likelihood(_chain(hmm, replace(data, allowed=None))).sum())
 
 
-def _runs(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int, max_iter: int) -> list[Run]:
+def _adds_up(hmm: "HMM", data: Data, plan: Plan, ranks: Ranks) -> bool:
+    """Whether statistics of sequences add up to all that an M step reads, and each rank has a sequence."""
+    cuts = data.cuts(ranks.size)
+    return plan.method == "em" and data.inputs is None and hmm.emission.additive and len({*cuts}) == len(cuts)
+
+
+def _runs(
+    hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int, max_iter: int, ranks: Ranks
+) -> list[Run]:
     runs: list[Run] = []
     failures: list[FitError] = []
-    climb = _climb if plan.method == "em" else _descend
+    mine = data if ranks.size == 1 else data.part(*data.cuts(ranks.size)[ranks.rank :][:2])
+    climb = partial(_climb, ranks=ranks) if plan.method == "em" else _descend
     with Progress(f"HMM {plan.method}", restarts * max_iter, plan.progress) as bar:
         for restart in range(restarts):
             if plan.start == "random":
                 _start(hmm, data, generator, restart)
             try:
-                runs.append(climb(hmm, data, max_iter, plan.tol, bar))
+                runs.append(climb(hmm, mine, max_iter, plan.tol, bar))
             except FitError as failure:
                 if restarts == 1 or failure.step:  # a fall, not a start that went nowhere
                     raise
@@ -160,7 +186,9 @@ def _penalty(hmm: "HMM") -> Tensor:
     return hmm.emission.penalty() + hmm.transitions.penalty()
 
 
-def _afford(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int) -> tuple[int, int]:
+def _afford(
+    hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, restarts: int, ranks: Ranks
+) -> tuple[int, int]:
     """Restarts and iterations that fit into a budget: one of each is timed, on copies of generator and parameters."""
     pilot, present = torch.Generator(), _state(hmm)
     pilot.set_state(generator.get_state())
@@ -170,9 +198,9 @@ def _afford(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan, rest
     middle = time.perf_counter()
     with torch.no_grad():
         _maximise(hmm, data, _expect(hmm, data)[1])
-    each = time.perf_counter() - middle
+    each, start = ranks.agreed(time.perf_counter() - middle, middle - began)
     hmm.load_state_dict(present)
-    affordable = max(1, int((float(plan.budget or 0.0) - (middle - began)) / each))
+    affordable = max(1, int((float(plan.budget or 0.0) - start) / each))
     restarts = max(1, min(restarts, affordable // min(plan.max_iter, 100)))
     return restarts, max(1, min(plan.max_iter, affordable // restarts))
 
@@ -220,19 +248,33 @@ def _chain(hmm: "HMM", data: Data) -> chains.Chain:
     return chains.Chain(*hmm.transitions(data.inputs), source, data.lengths)
 
 
-def _expect(hmm: "HMM", data: Data) -> tuple[float, chains.Expected]:
+def _expect(hmm: "HMM", data: Data, ranks: Ranks = ALONE) -> tuple[float, chains.Expected]:
     """The penalised objective a step at the present parameters, and what the M step reads of the states."""
-    found = chains.expected(_chain(hmm, data))
-    return float(found.nats.sum() + _penalty(hmm)) / len(data), found
+    with ranks.together():
+        found = chains.expected(_chain(hmm, data))
+    steps = len(data)
+    if ranks.size > 1:
+        found, steps = _of_all(found, steps, ranks)
+    return float(found.nats.sum() + _penalty(hmm)) / steps, found
 
 
-def _maximise(hmm: "HMM", data: Data, found: chains.Expected) -> list[int]:
+def _of_all(found: chains.Expected, steps: int, ranks: Ranks) -> tuple[chains.Expected, int]:
+    """Sums over the sequences of all ranks; the table of marginals stays each rank's own."""
+    own = [torch.tensor(steps), found.nats.sum()[None], found.initial.sum(0, keepdim=True), found.transitions]
+    moments = [] if found.moments is None else [found.moments]
+    total, nats, initial, moves, *moments = ranks.sums([*own, *moments])
+    return chains.Expected(nats, initial, moves, found.marginals, moments[0] if moments else None), int(total)
+
+
+def _maximise(hmm: "HMM", data: Data, found: chains.Expected, ranks: Ranks = ALONE) -> list[int]:
     """The M step; returns the states without data."""
     if found.moments is not None:
         shares = _by_emission(hmm, found.moments, 1)
         without = hmm.emission.maximise(dict(zip(("n", "first", "second"), shares, strict=True)))
     else:
-        without = hmm.emission.maximise(_statistics(hmm, data, _by_emission(hmm, torch.as_tensor(found.marginals), 1)))
+        with ranks.together():
+            own = _statistics(hmm, data, _by_emission(hmm, torch.as_tensor(found.marginals), 1))
+        without = hmm.emission.maximise(ranks.summed(own))
     hmm.transitions.maximise(found.initial.sum(0), found.transitions, data.inputs)
     visits = _visits(hmm, found)
     return [k for k in range(hmm.states) if visits[k] <= _EMPTY or (k if hmm.tie is None else hmm.tie[k]) in without]
@@ -255,7 +297,7 @@ def _by_emission(hmm: "HMM", table: Tensor, dim: int) -> Tensor:
 
 
 @torch.no_grad()
-def _climb(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -> Run:
+def _climb(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress, ranks: Ranks = ALONE) -> Run:
     """EM from where the parameters stand.
 
     Raises:
@@ -264,7 +306,7 @@ def _climb(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -> 
     history: list[float] = []
     empty: list[int] = []
     for step in range(max_iter + 1):
-        objective, found = _expect(hmm, data)
+        objective, found = _expect(hmm, data, ranks)
         _finite(objective, step)
         if history and objective < history[-1] - 1e-9 * max(1.0, abs(history[-1])):
             raise FitError(f"EM went down at iteration {step}: {history[-1]} to {objective} nats a step", step=step)
@@ -273,7 +315,7 @@ def _climb(hmm: "HMM", data: Data, max_iter: int, tol: float, bar: Progress) -> 
         if len(history) > 1 and objective - history[-2] < tol:
             return Run(history, "converged", empty, _state(hmm))
         if step < max_iter:
-            empty = _maximise(hmm, data, found)
+            empty = _maximise(hmm, data, found, ranks)
     return Run(history, "steps", empty, _state(hmm))
 
 

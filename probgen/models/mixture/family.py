@@ -16,8 +16,8 @@ from probgen.events import Array, Event
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.mixture import bayes
-from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan
-from probgen.training import Progress
+from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan, prior_numbers
+from probgen.training import ALONE, Progress, Ranks, joined
 
 __all__ = ["Mixture"]
 
@@ -139,6 +139,9 @@ class Mixture(GenerativeModel):
     def _log_prior_draws(self) -> Tensor:
         return bayes.parametric(self).log_prior()
 
+    _parametric = bayes.parametric
+    _prior_numbers = prior_numbers
+
     def _sample_prior(self, n: int, given: None, generator: torch.Generator) -> Tensor:
         return bayes.parametric(self).sample_prior(n, given, generator)
 
@@ -227,21 +230,24 @@ class Mixture(GenerativeModel):
                 "at least one row a component",
                 "Fewer components",
             )
-        began = time.perf_counter()
+        began, ranks = time.perf_counter(), joined()
+        ranks.meet(self, cells, generator)
         self.emission.prepare(cells)
         notes = []
         if budget is not None:
             n = len(cells)
-            cells, restarts, max_iter = self._afford(cells, generator, budget, restarts, max_iter)
+            cells, restarts, max_iter = self._afford(cells, generator, budget, restarts, max_iter, ranks)
             few = "" if len(cells) == n else f" on {len(cells)} of {n} rows, drawn at random"
             notes.append(f"budget {budget:g} s = {restarts} restarts of at most {max_iter} iterations{few}")
-        runs = []
+        notes += ranks.notes("rows", len(cells), self.emission.additive)
+        ranks = ranks if self.emission.additive else ALONE
+        mine, runs = cells[ranks.part(len(cells))], []
         good = {name: value.clone() for name, value in self.state_dict().items()}
         with Progress("Mixture EM", restarts * max_iter, progress) as bar:
             for restart in range(restarts):
                 self._start(cells, generator)
                 try:
-                    history, stopped, empty = self._climb(cells, max_iter, tol, bar)
+                    history, stopped, empty = self._climb(mine, max_iter, tol, bar, ranks)
                 except FitError:
                     self.load_state_dict(good)
                     raise
@@ -249,6 +255,7 @@ class Mixture(GenerativeModel):
                 bar.to((restart + 1) * max_iter)
         history, stopped, empty, state = max(runs, key=lambda run: run[0][-1])
         self.load_state_dict(state)
+        ranks.check_alike(self, len(history) - 1)
         self.n_rows = len(cells)
         self.log_likelihood = history[-1] * len(cells) - float(self.emission.penalty())
         optima = tuple(sorted((run[0][-1] for run in runs), reverse=True))
@@ -258,7 +265,7 @@ class Mixture(GenerativeModel):
         )
 
     def _afford(
-        self, cells: Tensor, generator: torch.Generator, budget: float, restarts: int, max_iter: int
+        self, cells: Tensor, generator: torch.Generator, budget: float, restarts: int, max_iter: int, ranks: Ranks
     ) -> tuple[Tensor, int, int]:
         """Rows, restarts and iterations that fit into a budget: one of each is timed on up to 2000 rows.
 
@@ -272,6 +279,7 @@ class Mixture(GenerativeModel):
         middle = time.perf_counter()
         self._maximise(self._expect(few)[1])
         each, start = ((a - b) * n / len(few) for a, b in ((time.perf_counter(), middle), (middle, began)))
+        each, start = ranks.agreed(each / ranks.size, start)
         rows = n if n == len(few) else min(n, max(_TIMED, int(n * budget / (start + 10 * each))))
         if rows < n:
             cells, each, start = cells[_some(n, rows, generator)], each * rows / n, start * rows / n
@@ -294,12 +302,14 @@ class Mixture(GenerativeModel):
             _add(totals, {"weight": r.sum(0), **self.emission.statistics(chunk, r)})
         return totals
 
-    def _climb(self, cells: Tensor, max_iter: int, tol: float, bar: Progress) -> tuple[list[float], str, list[int]]:
-        """EM from where the parameters stand; raises FitError if the penalised objective falls."""
+    def _climb(
+        self, cells: Tensor, max_iter: int, tol: float, bar: Progress, ranks: Ranks
+    ) -> tuple[list[float], str, list[int]]:
+        """EM from where the parameters stand, on each rank's rows; raises FitError if the penalised objective falls."""
         history: list[float] = []
         empty: list[int] = []
         for step in range(max_iter + 1):
-            objective, statistics = self._expect(cells)
+            objective, statistics = self._expect(cells, ranks)
             if not math.isfinite(objective):
                 raise FitError(f"The objective became {objective} at EM iteration {step}", "finite numbers", step=step)
             if history and objective < history[-1] - 1e-9 * max(1.0, abs(history[-1])):
@@ -312,15 +322,17 @@ class Mixture(GenerativeModel):
                 empty = self._maximise(statistics)
         return history, "steps", empty
 
-    def _expect(self, cells: Tensor) -> tuple[float, Statistics]:
-        """The penalised objective a row at the present parameters, and the expected statistics."""
-        total = torch.zeros((), dtype=torch.float64)
+    def _expect(self, cells: Tensor, ranks: Ranks = ALONE) -> tuple[float, Statistics]:
+        """The penalised objective a row at the present parameters, and the expected statistics, of all ranks' rows."""
         totals: Statistics = {}
-        for chunk in self._chunks(cells):
-            r, evidence = _shares(self._joint(chunk))
-            total += evidence.sum()
-            _add(totals, {"weight": r.sum(0), **self.emission.statistics(chunk, r)})
-        return float(total + self.emission.penalty()) / len(cells), totals
+        nats, rows = torch.zeros((), dtype=torch.float64), torch.tensor(len(cells))
+        with ranks.together():
+            for chunk in self._chunks(cells):
+                r, evidence = _shares(self._joint(chunk))
+                nats += evidence.sum()
+                _add(totals, {"weight": r.sum(0), **self.emission.statistics(chunk, r)})
+        nats, rows, *sums = ranks.sums([nats, rows, *totals.values()])
+        return float(nats + self.emission.penalty()) / int(rows), dict(zip(totals, sums, strict=True))
 
     def _maximise(self, statistics: Statistics) -> list[int]:
         self.logits.copy_(statistics.pop("weight").log().clamp(min=-700))

@@ -18,7 +18,7 @@ from probgen.posterior import Found as Drawn
 if TYPE_CHECKING:
     from probgen.models.regression.family import Regression
 
-__all__ = ["drawn", "drawn_conjugate", "draws", "log_lik", "log_prior", "sample_prior"]
+__all__ = ["draw_prior", "drawn", "drawn_conjugate", "draws", "log_lik", "log_prior", "sample_prior"]
 
 _CELLS = 1 << 22  # numbers of predictors held at once
 
@@ -114,13 +114,17 @@ def sample_prior(reg: "Regression", n: int, given: Tensor | None, generator: tor
     """n responses for each row of covariates, (rows * n,), each from parameters of its own, drawn from the prior."""
     rows = 1 if given is None else len(given)
     repeated = None if given is None else given.repeat_interleave(n, 0)
-    noise = torch.randn(rows * n, len(reg.theta()), generator=generator, dtype=torch.float64)
+    theta = draw_prior(reg, rows * n, generator)
+    return reg.likelihood.draw(predictors(reg, repeated, rows * n).paired(theta), generator)
+
+
+def draw_prior(reg: "Regression", n: int, generator: torch.Generator) -> Tensor:
+    """Parameters (n, P) in the units of the fit, from the prior of the last Bayesian fit."""
+    noise = torch.randn(n, _thetas(reg).shape[1], generator=generator, dtype=torch.float64)
     if reg.method == "conjugate":
-        shape = torch.full((rows * n,), float(reg.prior.shape), dtype=torch.float64)
+        shape = torch.full((n,), float(reg.prior.shape), dtype=torch.float64)
         variance = reg.prior.rate / torch._standard_gamma(shape, generator=generator)
         beta = noise[:, :-1] * reg.prior.deviations(noise.shape[1] - 1) * variance.sqrt()[:, None]
-        theta = torch.cat([beta, 0.5 * variance.log()[:, None]], 1)
-    else:
-        middle, wide = reg.prior.of(reg.likelihood, reg.weight.shape[1])
-        theta = middle + wide * noise
-    return reg.likelihood.draw(predictors(reg, repeated, rows * n).paired(theta), generator)
+        return torch.cat([beta, 0.5 * variance.log()[:, None]], 1)
+    middle, wide = reg.prior.of(reg.likelihood, reg.weight.shape[1])
+    return middle + wide * noise

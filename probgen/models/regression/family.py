@@ -264,6 +264,14 @@ class Regression(GenerativeModel):
     def _log_prior_draws(self) -> Tensor:
         return bayes.log_prior(self)
 
+    def _prior_numbers(self, n: int, generator: torch.Generator) -> Tensor:
+        return bayes.draw_prior(self, n, generator)
+
+    def _sample_at(self, z: Tensor, n: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
+        """n responses, one a row of covariates, that share one draw of the parameters, z (P,)."""
+        y = self.likelihood.draw(predictive.predictors(self, given, n).paired(z.expand(n, -1)), generator)
+        return y.to(torch.float64).reshape(n, *self.event.shape)  # type: ignore[attr-defined]
+
     def _sample_prior(self, n: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
         """As ``_sample``, from the prior of the last Bayesian fit, in the units of the fit."""
         rows = 1 if given is None else len(given)

@@ -11,6 +11,7 @@ from probgen.events import Ragged
 from probgen.model import FitReport
 from probgen.models.statespace.em import lower_factor
 from probgen.models.statespace.matrices import Matrices
+from probgen.models.statespace.score import scorer
 from probgen.posterior import Coordinates, Parametric, Plan, fit
 
 if TYPE_CHECKING:
@@ -87,10 +88,14 @@ def parametric(model: "StateSpace", length: int = 20) -> Parametric:
     def draw(n: int, given: Ragged | None, generator: torch.Generator) -> Ragged:
         return model._simulated(n, given, generator, length)
 
+    def halves(x: Ragged, given: Ragged | None) -> tuple[Any, Any]:
+        return lambda: tuple(parts.system()), scorer(model._made(x, given), parts.scale)
+
     turning = parts.emission is not None  # another basis of the states is another set of matrices
     return Parametric(
         model, model.kept, Coordinates(priors(parts)), parameters, rows, lambda: natural(parts), draw, steps,
-        identified=("noise", "offset", "feedthrough") if turning else (), recorded=False,
+        identified=("noise", "offset", "feedthrough") if turning else (), recorded=model.cells is None,
+        halves=halves if model.cells is None else None,
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from probgen.models.statespace.paths import Forecast, draw_recorded, draw_states
 from probgen.models.statespace.program import run_program
 from probgen.models.statespace.rounded import Cells, cells_of
 from probgen.models.statespace.structure import structure as _structure
-from probgen.posterior import GROWING, METHODS, Draws, Kept
+from probgen.posterior import GROWING, METHODS, Draws, Kept, prior_numbers
 from probgen.posterior import Plan as Drawing
 
 __all__ = ["StateSpace", "States"]
@@ -250,6 +250,9 @@ class StateSpace(GenerativeModel):
 
     def _log_prior_draws(self) -> Tensor:
         return bayes.parametric(self).log_prior()
+
+    _parametric = bayes.parametric
+    _prior_numbers = prior_numbers
 
     def _sample_prior(self, n: int, given: Ragged | None, generator: torch.Generator, length: int = 20) -> Ragged:
         return bayes.parametric(self, length).sample_prior(n, given, generator)

@@ -1,143 +1,29 @@
-"""The one training loop: budgets turned into steps, checkpoints, resume, early stopping, progress."""
+"""The one training loop: budgets turned into steps, checkpoints, resume, early stopping, one or many processes."""
 
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from probgen import store
-from probgen.errors import FitError, ParameterError, StoreError
+from probgen.errors import FitError, StoreError
 from probgen.events import row_hash
 from probgen.model import FitReport
+from probgen.training.progress import Progress
+from probgen.training.ranks import ALONE, Ranks, joined, keyed
+from probgen.training.schedule import Schedule
 
-__all__ = ["Player", "Progress", "Schedule", "of_kept_state", "train"]
+__all__ = ["Player", "of_kept_state", "train"]
 
 _FACTS = ("step", "steps", "cursor", "probe", "objective", "validation", "recent", "waited")
-
-
-class Progress:
-    """A line on the terminal: what, how far, the figure that matters, items/s, time left. Silent when not a terminal.
-
-    Arguments:
-        show: None shows it on a terminal only.
-    """
-
-    def __init__(self, what: str, total: int, show: bool | None = None, items: int = 1) -> None:
-        self.what, self.total, self.items = what, total, items
-        self.show = sys.stderr.isatty() if show is None else show
-        self.first, self.done, self.began = 0, 0, 0.0
-        self.bar: Any = None
-        self.task: Any = None
-
-    def __enter__(self) -> Self:
-        self.began = time.perf_counter()
-        if self.show:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = [
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-            ]
-            self.bar = Bar(*columns, console=Console(stderr=True), transient=sys.stderr.isatty())
-            self.bar.start()
-            self.task = self.bar.add_task(self.what, total=self.total, note="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def begin(self, done: int) -> None:
-        """Where a resumed run starts from."""
-        self.first = self.done = done
-
-    def advance(self, steps: int, note: str) -> None:
-        self.to(self.done + steps, note)
-
-    def to(self, done: int, note: str = "") -> None:
-        self.done = done
-        if self.bar is not None:
-            rate = (done - self.first) * self.items / max(time.perf_counter() - self.began, 1e-9)
-            self.bar.update(self.task, completed=done, note=f"{note}  {rate:,.0f} items/s" if note else "")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How to train.
-
-    Arguments:
-        steps: Gradient steps; or
-        budget: seconds, turned into steps once, by a pilot, and recorded.
-        batch_size: Rows a step.
-        learning_rate: Peak of a linear warm-up and a cosine that ends at 1 % of it.
-        warmup: Steps of it.
-        weight_decay: Decoupled from the gradient, as a multiple of the learning rate (Loshchilov and Hutter 2019).
-        clip: Largest gradient norm; 0 for none.
-        ema: Decay of an exponential moving average of the parameters, which the model ends with; 0 for none.
-        validation: Share of rows held out to choose the best state; 0 for none.
-        patience: Evaluations without a gain before stopping early; 0 never stops.
-        grace: Share of the steps in which patience does not run out.
-        evaluations: How often the validation rows are scored.
-        checkpoint: A folder for the whole training state.
-        every: Steps between checkpoints.
-        resume: Go on from the checkpoint: the same bits as an unbroken run.
-    """
-
-    steps: int | None = None
-    budget: float | None = None
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    warmup: int = 100
-    weight_decay: float = 0.0
-    clip: float = 100.0
-    ema: float = 0.0
-    validation: float = 0.1
-    patience: int = 0
-    grace: float = 0.0
-    evaluations: int = 40
-    checkpoint: str | PathLike | None = None
-    every: int = 500
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        whole = {"steps": 1, "batch_size": 1, "evaluations": 1, "every": 1, "warmup": 0, "patience": 0}
-        for name, least in {**whole, "budget": 1e-9, "learning_rate": 0, "weight_decay": 0, "clip": 0}.items():
-            value = getattr(self, name)
-            if value is None and name in ("steps", "budget"):
-                continue
-            right = isinstance(value, int if name in whole else int | float) and not isinstance(value, bool)
-            if not right or not (least <= value < math.inf):
-                raise ParameterError(
-                    f"{name}={value!r}", f"a {'whole ' * (name in whole)}number >= {least}", "Change it"
-                )
-        for name in ("ema", "validation", "grace"):
-            if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
-                raise ParameterError(f"{name}={getattr(self, name)!r}", "a share: 0 <= share < 1", "Change it")
-        if self.resume and self.checkpoint is None:
-            raise ParameterError(
-                "resume=True without a checkpoint", "checkpoint=FOLDER", "Name the folder to resume from"
-            )
-
-    def facts(self) -> dict[str, Any]:
-        """What a resumed run must share with the first one."""
-        return {name: value for name, value in vars(self).items() if name not in ("checkpoint", "every", "resume")}
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate at a step."""
-        ramp = min(1.0, (step + 1) / max(1, min(self.warmup, steps // 10)))
-        return self.learning_rate * ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
 @dataclass
@@ -149,12 +35,14 @@ class Player:
         parameters: What its optimiser owns.
         rate: Multiple of the schedule's learning rate.
         betas: Of Adam.
+        whole: Whether the loss needs all rows of a batch together; each of several ranks then computes all of it.
     """
 
     loss: nn.Module
     parameters: Sequence[nn.Parameter]
     rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self.optimiser = torch.optim.AdamW(self.parameters, lr=1e-3, betas=self.betas, weight_decay=0.0, fused=True)
@@ -163,8 +51,17 @@ class Player:
 class _Run:
     """Everything that a checkpoint must hold: parameters, averages, optimisers, generator, cursor, history."""
 
-    def __init__(self, model: nn.Module, players: Sequence[Player], n: int, generator: torch.Generator, plan: Schedule):
-        self.model, self.players, self.generator, self.plan = model, players, generator, plan
+    def __init__(
+        self,
+        model: nn.Module,
+        players: Sequence[Player],
+        n: int,
+        generator: torch.Generator,
+        plan: Schedule,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.model, self.players, self.generator, self.plan, self.ranks = model, players, generator, plan, ranks
+        self.whole = any(player.whole for player in players)
         self.step, self.steps, self.cursor = 0, plan.steps or 0, 0
         self.order = torch.empty(0, dtype=torch.int64)
         shuffled = torch.randperm(n, generator=generator)
@@ -190,19 +87,30 @@ class _Run:
         self.cursor += size
         return self.order[self.cursor - size : self.cursor]
 
+    def _mine(self, rows: Tensor) -> Tensor:
+        """This rank's share of some rows."""
+        return rows if self.whole else rows[self.ranks.part(len(rows))]
+
+    def _noise(self, step: int) -> torch.Generator:
+        """What a step's losses draw from: each rank of its own, where the rows are shared out."""
+        if self.ranks.size == 1:
+            return self.generator
+        return keyed(self.probe, step, 0 if self.whole else self.ranks.rank)
+
     def take_step(self, data: Tensor) -> float:
         """One step of every player; the first one's loss."""
-        batch, first = data[self.batch()], math.nan
+        rows, first = self.batch(), math.nan
+        mine, noise = data[self._mine(rows)], self._noise(self.step)
+        weight = 1 / self.ranks.size if self.whole else len(mine) / len(rows)
         rate = self.plan.rate(self.step, max(self.steps, self.step + 1))
         for i, player in enumerate(self.players):
-            loss = player.loss(batch, self.generator, self.step / max(self.steps, 1))
-            value = float(loss.detach())
+            slope = partial(self._slope, player, mine, noise)
+            value, gradients = self.ranks.averaged(slope, player.parameters, weight, self.step)
             if not math.isfinite(value):
                 return value
             first = value if i == 0 else first
             for group in player.optimiser.param_groups:
                 group.update(lr=rate * player.rate, weight_decay=self.plan.weight_decay)
-            gradients = torch.autograd.grad(loss, player.parameters, allow_unused=True)
             for parameter, gradient in zip(player.parameters, gradients, strict=True):
                 parameter.grad = None if gradient is None else gradient.contiguous()
             if self.plan.clip and not math.isfinite(float(nn.utils.clip_grad_norm_(player.parameters, self.plan.clip))):
@@ -214,6 +122,14 @@ class _Run:
         self._move_average()
         return first
 
+    def _slope(self, player: Player, batch: Tensor, noise: torch.Generator) -> tuple[float, Sequence[Tensor | None]]:
+        """The loss of some rows and its gradient; none where the loss is not finite."""
+        loss = player.loss(batch, noise, self.step / max(self.steps, 1))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            return value, ()
+        return value, torch.autograd.grad(loss, player.parameters, allow_unused=True)
+
     @torch.no_grad()
     def _move_average(self) -> None:
         decay = min(self.plan.ema, self.step / (self.step + 10))
@@ -223,6 +139,7 @@ class _Run:
 
     def evaluate(self, data: Tensor) -> bool:
         """Scores the held-out rows with the same draws each time, keeps the best state; whether to go on."""
+        self.ranks.check_alike(self.model, self.step)
         current = self._weights()
         if not len(self.held):
             self.objective.append(-math.fsum(self.recent) / len(self.recent))
@@ -244,9 +161,13 @@ class _Run:
     @torch.no_grad()
     def _score(self, data: Tensor) -> float:
         """Minus the first player's loss a held-out row."""
-        noise, total = torch.Generator().manual_seed(self.probe), 0.0
-        for part in data[self.held].split(1024):
-            total += float(self.players[0].loss(part, noise, 1.0)) * len(part)
+        alone = self.ranks.size == 1
+        noise, total = torch.Generator().manual_seed(self.probe) if alone else self._noise(-1), 0.0
+        with self.ranks.together(self.step):
+            for part in data[self._mine(self.held)].split(1024):
+                total += float(self.players[0].loss(part, noise, 1.0)) * len(part) if len(part) else 0.0
+        if not self.whole:
+            total = float(self.ranks.sums([torch.tensor(total, dtype=torch.float64)])[0])
         return -total / len(self.held)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -260,13 +181,17 @@ class _Run:
         return flat | {f"of.{name}": value for name, value in own.items()}
 
     def facts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _FACTS} | {"plan": self.plan.facts()}
+        return {name: getattr(self, name) for name in _FACTS} | {"plan": self.plan.facts(), "ranks": self.ranks.size}
 
     def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Takes over a saved state, or raises StoreError and changes nothing."""
         if facts.get("plan") != self.plan.facts():
             came = f"The checkpoint was made with {facts.get('plan')}"
             raise StoreError(came, f"{self.plan.facts()}", "Use the same options")
+        if (ranks := facts.get("ranks", 1)) != self.ranks.size:
+            raise StoreError(
+                f"The checkpoint was made by {ranks} ranks, this run has {self.ranks.size}", "as many", "Start as many"
+            )
         part: dict[str, dict[str, Tensor]] = {head: {} for head in ("now", "best", "average", "adam", "of")}
         for name, value in tensors.items():
             head, _, rest = name.partition(".")
@@ -311,16 +236,19 @@ class _Run:
             for _ in range(3):
                 self.take_step(data)
             began = time.perf_counter()
-            while len(times) < 15 or (time.perf_counter() - began < 0.02 * budget and len(times) < 200):
+            while self._goes_on(times, time.perf_counter() - began, budget):
                 started = time.perf_counter()
                 self.take_step(data)
                 times.append(time.perf_counter() - started)
-                if len(times) >= 5 and time.perf_counter() - began > 0.2 * budget:
-                    break
-            seconds = statistics.median(times)  # a busy moment must not settle the whole run
+            (seconds,) = self.ranks.agreed(statistics.median(times))  # a busy moment must not settle the whole run
         finally:
             self.restore(before, facts)
         return max(1, int(0.95 * budget / seconds))
+
+    def _goes_on(self, times: Sequence[float], spent: float, budget: float) -> bool:
+        """Whether the pilot times another step."""
+        wanted = len(times) < 15 or (spent < 0.02 * budget and len(times) < 200)
+        return bool(self.ranks.agreed(wanted and not (len(times) >= 5 and spent > 0.2 * budget))[0])
 
 
 def train(
@@ -336,33 +264,40 @@ def train(
 
     Arguments:
         model: Whose state is saved and restored; it holds every player's parameters.
-        data: Pre-split rows, (n, ...), in the dtype the losses want.
+        data: Pre-split rows, (n, ...), in the dtype the losses want; under torchrun the same on each rank.
 
     Raises:
-        FitError: at the first non-finite objective or gradient; ``step`` names it.
-        StoreError: a checkpoint of other data or options, damaged, missing, or not writable.
+        FitError: at the first non-finite objective or gradient; ``step`` names it. Another rank failed.
+        StoreError: a checkpoint of other data, options or ranks, damaged, missing, or not writable.
+        DataError: ranks with other rows.
 
     Ctrl-C keeps the best state and returns.
     """
     began, budget = time.perf_counter(), 60.0 if plan.budget is None else plan.budget
     digest = int(row_hash(row_hash(data).view("int64")[None])[0])
-    run = _Run(model, players, len(data), generator, plan)
-    if plan.resume:
-        _load(run, plan.checkpoint, digest)
-    elif plan.checkpoint is not None:
-        store.check_folder(plan.checkpoint, "checkpoint")
+    ranks = joined()
+    ranks.meet(model, data, generator)
+    run = _Run(model, players, len(data), generator, plan, ranks)
+    with ranks.together():
+        if plan.resume:
+            _load(run, plan.checkpoint, digest)
+        elif plan.checkpoint is not None and ranks.rank == 0:
+            store.check_folder(plan.checkpoint, "checkpoint")
     stopped = "interrupted"
     try:
-        if not plan.resume and plan.steps is None:
-            run.steps = run.pilot(data, budget)
-        with Progress(type(model).__name__, run.steps, progress, plan.batch_size) as bar:
-            bar.begin(run.step)
-            stopped = _loop(run, data, bar, _saver(run, plan, digest))
+        with ranks.heeding():
+            if not plan.resume and plan.steps is None:
+                run.steps = run.pilot(data, budget)
+            with Progress(type(model).__name__, run.steps, progress, plan.batch_size) as bar:
+                bar.begin(run.step)
+                stopped = _loop(run, data, bar, _saver(run, plan, digest))
     except KeyboardInterrupt:
         pass
     finally:
         model.load_state_dict(run.best)
+    ranks.check_alike(model, run.step)
     notes = () if plan.steps else (f"budget {budget:g} s = {run.steps} steps by a pilot",)
+    notes += ranks.notes("rows of each batch", min(plan.batch_size, len(run.rows)), not run.whole)
     seconds = time.perf_counter() - began
     return FitReport(tuple(run.objective), run.step, stopped, seconds, 0, tuple(run.validation), notes=notes)
 
@@ -413,7 +348,9 @@ def _saver(run: _Run, plan: Schedule, digest: int) -> Callable[[], None]:
 
     def save() -> None:
         if run.step % plan.every == 0 or run.step == run.steps:
-            store.write(folder, run.tensors(), {**about, **run.facts()})
+            with run.ranks.together(run.step):
+                if run.ranks.rank == 0:
+                    store.write(folder, run.tensors(), {**about, **run.facts()})
 
     return save
 
