@@ -190,7 +190,8 @@ def drawn(seed, temper=1.0):
     """p-value of draws given the row against the enumerated posterior (of tempered tables)."""
     plan, tables, codes = random_case(seed, variables=4, rows=1, zeros=0.1, own=0.0, gaps=0.6)
     codes[0, 0] = math.nan
-    draws = cliques.sample(plan, tables, codes, 20_000, torch.Generator().manual_seed(5))[0]
+    twins = codes.repeat(200, 1)  # equal rows, each with draws of its own: the definition loops over draws, not rows
+    draws = cliques.sample(plan, tables, twins, 100, torch.Generator().manual_seed(5)).reshape(20_000, -1)
     if draws.isnan().any():  # the row is impossible
         return None
     joint = restricted(plan, [table * temper for table in tables], codes, 0)
