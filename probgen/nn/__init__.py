@@ -7,6 +7,6 @@ from probgen.nn.transformer import Cache, Transformer
 from probgen.nn.unet import UNet
 
 __all__ = [
-    "MLP", "AngleFeatures", "Cache", "ConvDecoder", "ConvEncoder", "Convolution", "Linear", "ResidualMLP", "Transformer",
-    "UNet", "reset",
+    "MLP", "AngleFeatures", "Cache", "ConvDecoder", "ConvEncoder", "Convolution", "Linear", "ResidualMLP",
+    "Transformer", "UNet", "reset",
 ]  # fmt: skip
