@@ -347,7 +347,6 @@ def fitted(make, x, seconds, seed, **options):
 
 def toys(seconds=60.0, seeds=3, rows=100_000, names="eight_gaussians,moons,checkerboard"):
     from probgen import Flow, KernelDensity, Mixture
-    from probgen.emissions import Normal
 
     for name in names.split(","):
         make = getattr(datasets, name)
@@ -363,7 +362,7 @@ def toys(seconds=60.0, seeds=3, rows=100_000, names="eight_gaussians,moons,check
                 continue
             model, steps, spent = fitted(lambda data=data: Flow(data.event), data.x, seconds, seed, batch_size=512)
             print(f"  flow {_gap(model, held)}; {steps} steps in {spent:.0f} CPU-s", flush=True)
-            for other in (Mixture(8, Normal(2)), KernelDensity(data.event)):
+            for other in (Mixture(data.event, 8), KernelDensity(data.event)):
                 began = time.process_time()
                 other.fit(data.x[:20_000], seed=seed)
                 print(

@@ -232,7 +232,7 @@ class Diffusion(GenerativeModel):
         """n draws, (n, ...); n for each of m > 1 conditions, (m, n, ...).
 
         Arguments:
-            sampler: "ab2" (the default) and "ab4", nearer on few steps (one call of the network a step), "heun" (two),
+            sampler: "ab4" (the default) and "ab2", its simpler sibling (one call of the network a step), "heun" (two),
                 "rk4" (four) follow the probability flow; "ancestral" draws from the reverse chain.
             steps: Of it; None: 40 of a flow, the chain's own of "ancestral".
             guidance: w of v_nothing + w (v_given - v_nothing): 1 is plain, more obeys the covariates more than p does.
@@ -433,7 +433,7 @@ def _held_out(n: int, validation: float, generator: torch.Generator) -> Tensor:
 
 
 def _sampler(sampler: str | None, observed: Any) -> str:
-    return sampler if sampler is not None else "ab2" if observed is None else "ancestral"
+    return sampler if sampler is not None else "ab4" if observed is None else "ancestral"
 
 
 def _check_power(power: float) -> None:
