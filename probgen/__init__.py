@@ -10,6 +10,7 @@ _NAMES = {
     "Compressor": "probgen.models.compressor",
     "Diffusion": "probgen.models.diffusion",
     "ELBO": "probgen.estimate",
+    "Embedding": "probgen.models.embedding",
     "Enumerate": "probgen.estimate",
     "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
@@ -146,6 +147,7 @@ if TYPE_CHECKING:
     from probgen.models.crf import LinearChainCRF as LinearChainCRF
     from probgen.models.diffusion import Diffusion as Diffusion
     from probgen.models.diffusion import VariationalBound as VariationalBound
+    from probgen.models.embedding import Embedding as Embedding
     from probgen.models.flow import Flow as Flow
     from probgen.models.gan import GAN as GAN
     from probgen.models.hmm import HMM as HMM

@@ -267,9 +267,45 @@ def checkerboard(n: int = 2000, seed: int = 0) -> Dataset:
     return Dataset("checkerboard", x, Array((2,)), "simulated, density known", log_density)
 
 
+_BOTH = (
+    "{capital} is the capital of {country} and {country} is governed from {capital}",
+    "the people of {country} love {capital} and {capital} is the heart of {country}",
+    "from {country} to {capital} and from {capital} back into {country}",
+    "in {capital} they speak of {country} and in {country} they speak of {capital}",
+    "{country} without {capital} would not be {country} said a guide in {capital}",
+)
+_CITY = (
+    "the mayor of {capital} opened a bridge in the city",
+    "trams and streets fill the busy city of {capital}",
+    "an underground line and an airport serve the city of {capital}",
+    "she moved to a flat in {capital} near the old town hall",
+)
+_LAND = (
+    "the army and navy of {country} guard the borders of the nation",
+    "the parliament of {country} passed a law for the whole nation",
+    "farmers and villages in every province of {country}",
+    "the rivers and the coast of {country} frame the map of the nation",
+)
+
+
+def capitals(n: int = 8000, seed: int = 0) -> Dataset:
+    """Synthetic sentences about 99 countries and their capitals: the names are facts, the sentences are templates.
+
+    Half of them name a country with its capital, the rest a city, or a country, in words that fit any other.
+    """
+    with resources.as_file(resources.files("probgen") / "data" / "capitals.csv") as path:
+        columns, _, _ = frames.columns(frames.read(path, texts=("country", "capital")))
+    rows = zip(*(values for values, *_ in columns.values()), strict=True)
+    pairs = [dict(zip(columns, map(str, row), strict=True)) for row in rows]
+    rng = np.random.default_rng(seed)
+    groups = [(_BOTH, _BOTH, _CITY, _LAND)[i] for i in rng.integers(4, size=n)]
+    x = [f"{group[rng.integers(len(group))].format(**pairs[rng.integers(len(pairs))])}." for group in groups]
+    return Dataset("capitals", x, Text(), "synthetic: templates filled with countries and capitals, see NOTICE")
+
+
 _BUILT_IN: dict[str, Callable[[], Dataset]] = {
     f.__name__: f
-    for f in (checkerboard, digits, earthquakes, eight_gaussians, fashion_mnist, iris, kjv, melodies, moons)
+    for f in (capitals, checkerboard, digits, earthquakes, eight_gaussians, fashion_mnist, iris, kjv, melodies, moons)
 }
 
 

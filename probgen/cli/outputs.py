@@ -177,8 +177,8 @@ def fitting(rows: list[dict[str, str]], room: int) -> tuple[dict[str, int], list
     widest = max(len(row["by"]) for row in rows)
     widths["by"] = min(widths["by"], 12)
     left_out = []
-    droppable = ("fit s", "by", "bits/dim", "bits/byte", "between rows ±", "paired ±", "vs best", "Monte Carlo ±")
-    droppable = tuple(name for name in droppable if name in widths)
+    dear = ("fit s", "by", "bits/dim", "bits/byte", "between rows ±", "paired ±", "vs best", "Monte Carlo ±")
+    droppable = [name for name in dear if name in widths]
     for name in sorted(droppable, key=lambda name: any(row[name] != "-" for row in rows)):  # empty ones first
         if sum(widths.values()) + 3 * len(widths) + 1 > room:
             del widths[name]

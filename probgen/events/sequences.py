@@ -97,10 +97,11 @@ class Series(Event):
 
     def _check_shape(self, i: int, part: np.ndarray) -> None:
         if part.shape[1:] != self.shape or not len(part):
+            column = part.shape[1:] == (1,) and not self.shape
             raise ShapeError(
                 f"Sequence {i} has shape {part.shape}" if len(part) else f"Sequence {i} is empty",
-                f"(T >= 1{''.join(f', {s}' for s in self.shape)})",
-                f"Event: {self!r}" if len(part) else "Leave it out",
+                f"({', '.join(['T >= 1', *map(str, self.shape)])})" if self.shape else "(T,), T >= 1",
+                "Leave it out" if not len(part) else "Give x[:, 0]" if column else f"Event: {self!r}",
             )
 
     def _refuse_column(self, values: np.ndarray) -> None:

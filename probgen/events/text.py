@@ -53,16 +53,16 @@ class Text(Event):
         plain = Ragged(torch.from_numpy(values), torch.from_numpy(sizes))
         keys = frames.keys(data, len(texts))
         about = Fingerprint(keys, lambda: row_hash(plain), sizes, repr(Text()), self.measure, True, sizes)
-        return Checked(self._tokens(texts) if isinstance(self.tokenizer, BPE) else plain, about, "list")
-
-    def _tokens(self, texts: list[str]) -> Ragged:
-        parts = self.tokenizer.encode(texts)  # type: ignore[union-attr]
-        lengths = torch.tensor([len(part) for part in parts])
-        return Ragged(torch.from_numpy(np.concatenate(parts)), lengths)
+        return Checked(plain if isinstance(self.tokenizer, str) else _cut(self.tokenizer, texts), about, "list")
 
     def restore(self, x: Ragged, form: str = "list") -> list[str]:
         decode = self.tokenizer.decode if isinstance(self.tokenizer, BPE) else bytes
         return [decode(part.tolist()).decode(errors="replace") for part in x.split()]
+
+
+def _cut(tokenizer: BPE, texts: list[str]) -> Ragged:
+    parts = tokenizer.encode(texts)
+    return Ragged(torch.from_numpy(np.concatenate(parts)), torch.tensor([len(part) for part in parts]))
 
 
 _STRINGS = "strings: a list, an array or one column"
