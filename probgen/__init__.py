@@ -56,6 +56,7 @@ _NAMES = {
     "compare": "probgen.evaluate.compare",
     "evidence": "probgen.estimate",
     "export": "probgen.foreign",
+    "from_pretrained": "probgen.foreign",
     "impute": "probgen.evaluate.uses.impute",
     "load": "probgen.store",
     "log_joint": "probgen.estimate",
@@ -131,6 +132,7 @@ if TYPE_CHECKING:
     from probgen.evaluate.uses.augment import augment as augment
     from probgen.evaluate.uses.impute import impute as impute
     from probgen.foreign import export as export
+    from probgen.foreign import from_pretrained as from_pretrained
     from probgen.foreign import wrap as wrap
     from probgen.foreign.pyro import PyroProgram as PyroProgram
     from probgen.foreign.pyro.predictive import PosteriorPredictive as PosteriorPredictive

@@ -228,3 +228,9 @@ def test_sequences_have_likelihoods_by_sequence_and_by_step():
     np.testing.assert_allclose(sums, whole["log_likelihood"]["log_lik"].values, rtol=1e-9)
     assert whole["observed_data"]["x"].shape == (24,)
     assert whole["posterior_predictive"]["x"].shape == (2, 15, 24)
+
+
+@pytest.mark.parametrize("thing", [3, None, "model"])
+def test_what_is_no_model_is_refused_by_its_type(thing):
+    with pytest.raises(ParameterError, match=f"A {type(thing).__name__} for a model"):
+        to_arviz(thing)

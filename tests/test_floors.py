@@ -24,7 +24,7 @@ DOORS = {
     "narwhals": {"frames"},
     "pgmpy": {"foreign/pgmpy"},
     "pyarrow": {"frames"},
-    "rich": {"cli/outputs.py", "training.py"},  # the progress display stands with the training loop
+    "rich": {"cli/outputs.py", "training"},  # the progress display stands with the training loop
     "safetensors": {"store.py"},
     "sklearn": {"datasets.py", "evaluate/sklearn.py", "foreign/sklearn.py"},
     "tokenizers": {"events"},
@@ -56,13 +56,18 @@ def trespasses(path, room):
 
 def room_of(path):
     room = path.relative_to(ROOT / "probgen").as_posix()
-    folders = ("evaluate/table", "events", "foreign/pgmpy", "frames", "plots")
+    folders = ("evaluate/table", "events", "foreign/pgmpy", "frames", "plots", "training")
     return next((folder for folder in folders if room.startswith(f"{folder}/")), room)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_outside_libraries_come_in_by_their_doors(path):
     assert trespasses(path, room_of(path)) == []
+
+
+def test_process_groups_have_one_door():
+    users = {room_of(path) for path in FILES if any(name.startswith("torch.distributed") for name in imports(path))}
+    assert users == {"training"}  # torch.distributed is no prefix of torch.distributions
 
 
 def test_a_planted_trespass_is_seen(tmp_path):

@@ -363,3 +363,15 @@ def test_other_pairs_are_still_pyro_programs():
 
     assert type(wrap((program, None), event=Array(()))).__name__ == "PyroProgram"
     assert type(wrap(program, event=Array(()))).__name__ == "PyroProgram"
+
+
+def test_two_lambdas_of_a_number_and_of_rows_are_a_pair_and_a_program_of_a_number_is_none():
+    rng = np.random.default_rng(0)
+    density = wrap((lambda n: rng.normal(size=n), lambda x: stats.norm.logpdf(x)), event=Array(()))
+    assert isinstance(density, ForeignDensity)
+    assert density.log_prob(torch.zeros(2)).nats[0] == pytest.approx(-0.5 * math.log(2 * math.pi))
+
+    def guide(n, x=None):
+        return None
+
+    assert type(wrap((lambda n, x=None: None, guide), event=Array(()))).__name__ == "PyroProgram"

@@ -396,7 +396,7 @@ def test_an_rbm_of_digits_is_bracketed_from_both_sides():
     x = digits()
     m = MarkovField.rbm(64, 10).fit(x[:1500], method="persistent", steps=400, learning_rate=0.02, l2=1e-4, seed=0)
     held = x[1500:1560]
-    figures, above, below = bracket(m, held, 250, 100, RAISE(4, 40), 32)
+    figures, above, below = bracket(m, held, 600, 200, RAISE(4, 40), 32)
     slack = 5 * float(np.nanmax([above.stderr[0], below.stderr[0]]))
     assert figures["tree"] < figures["exact"]
     assert figures["reverse"] < figures["exact"] + slack

@@ -10,17 +10,45 @@ import torch
 from scipy import stats
 
 from probgen.errors import FitError, NotFittedError, ParameterError
-from probgen.posterior import ConvergenceWarning, Coordinates, Density, Draws, Kept, Plan, ess, log_mean, rhat, sampled
+from probgen.posterior import (
+    ConvergenceWarning,
+    Coordinates,
+    Density,
+    Draws,
+    Kept,
+    Plan,
+    ess,
+    log_mean,
+    nuts,
+    rhat,
+    sampled,
+)
 from probgen.posterior.normal import laplace, mode
-from probgen.posterior.nuts import Metric, leapfrog, start_point, transition
+from probgen.posterior.nuts import Metric, told
 from probgen.posterior.predictive import predictive, predictive_steps
-from probgen.posterior.warmup import StepSize, run_chain, windows
+from probgen.posterior.warmup import StepSize, chain_from, windows
 
 UNSURE = 5.0  # standard errors: two-sided 6e-7
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def start_point(density, z):
+    return told(nuts.start_point(z), density)
+
+
+def leapfrog(density, metric, at, step):
+    return told(nuts.leapfrog(metric, at, step), density)
+
+
+def transition(density, metric, step, at, rng):
+    return told(nuts.transition(metric, step, at, rng), density)
+
+
+def run_chain(density, start, draws, warmup, rng):
+    return told(chain_from(start, draws, warmup, rng), density)
 
 
 # Diagnostics
@@ -110,11 +138,11 @@ def test_draws_of_priors_have_their_moments_and_a_missing_jacobian_is_caught(jac
     c = Coordinates(PRIORS)
     density = Density(log_joint_of(c, jacobian=jacobian), c.size, recorded=True)
     assert density.recorded
-    found = sampled(density, np.zeros(c.size), Plan("nuts", 200, 2, 80), generator(1))
+    found = sampled(density, np.zeros(c.size), Plan("nuts", 150, 2, 60), generator(1))
     values = c.unpack(found.z.reshape(-1, c.size))[0]
     off = []
     for name, mean in (("rate", 2 / 1.5), ("share", 0.4), ("weights", torch.tensor([1, 2, 3]) / 6.0)):
-        draws = values[name].reshape(2, 200, -1)
+        draws = values[name].reshape(2, 150, -1)
         error = draws.flatten(0, 1).std(0) / ess(draws).sqrt()
         off.append(((draws.mean((0, 1)) - mean).abs() / error).max())
     assert (max(off) < UNSURE) == jacobian

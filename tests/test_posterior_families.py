@@ -207,7 +207,7 @@ DATA = coins(np.random.default_rng(5), 40, {"a": 0.3, "b0": 0.2, "b1": 0.9})
 
 
 def test_conjugate_draws_have_the_dirichlet_s_moments_and_predict_exactly():
-    net = network().fit(DATA, method="nuts", prior="dirichlet", strength=1.5, draws=2000, chains=2, seed=3)
+    net = network().fit(DATA, method="nuts", prior="dirichlet", strength=1.5, draws=500, chains=2, seed=3)
     assert net.draws.method == "conjugate"
     assert any("in place of nuts" in note for note in net.report.notes)
     for name in ("a", "b"):
@@ -215,15 +215,15 @@ def test_conjugate_draws_have_the_dirichlet_s_moments_and_predict_exactly():
         mean = alpha / alpha.sum(-1, keepdim=True)
         sd = (mean * (1 - mean) / (alpha.sum(-1, keepdim=True) + 1)).sqrt()
         draws = net.draws.values[name].flatten(0, 1)
-        assert ((draws.mean(0) - mean).abs() < 5 * sd / math.sqrt(4000)).all()
-        assert (draws.std(0) / sd).log().abs().max() < 0.08
+        assert ((draws.mean(0) - mean).abs() < 5 * sd / math.sqrt(1000)).all()
+        assert (draws.std(0) / sd).log().abs().max() < 0.13
         plain = net.conditional(name).counts / net.conditional(name).counts.sum(-1, keepdim=True)
-        assert ((draws.mean(0) - plain).abs() > 5 * sd / math.sqrt(4000)).any()  # a prior that was left out
+        assert ((draws.mean(0) - plain).abs() > 5 * sd / math.sqrt(1000)).any()  # a prior that was left out
     lp = net.log_prob(DATA)
     assert (lp.kind, lp.target) == (Kind.EXACT, "p(x_i | D)")
     table = net._log_lik_draws(net._check(DATA).x, None, generator())
     w = table.exp()
-    assert (abs(w.mean(0) - torch.from_numpy(np.exp(lp.nats))) < 5 * w.std(0) / math.sqrt(4000)).all()
+    assert (abs(w.mean(0) - torch.from_numpy(np.exp(lp.nats))) < 5 * w.std(0) / math.sqrt(1000)).all()
 
 
 def test_log_joint_of_conjugate_draws_is_likelihood_times_prior(tmp_path):
@@ -238,7 +238,7 @@ def test_log_joint_of_conjugate_draws_is_likelihood_times_prior(tmp_path):
 def test_a_table_used_twice_a_row_is_averaged_over_the_draws():
     event = Table({name: Category((0, 1)) for name in ("a", "b")})
     few = {name: column[:6] for name, column in DATA.items()}
-    net = BayesianNetwork(event, tie={"b": "a"}).fit(few, method="conjugate", prior="k2", draws=2000, chains=2, seed=0)
+    net = BayesianNetwork(event, tie={"b": "a"}).fit(few, method="conjugate", prior="k2", draws=700, chains=2, seed=0)
     alpha = net.table_posterior("a")
     total = alpha.sum()
     exact = torch.log(alpha[1] * (alpha[1] + 1) / (total * (total + 1)))
@@ -336,10 +336,10 @@ def marginal_schools():
 
 def test_eight_schools_by_nuts_have_the_means_that_quadrature_finds():
     m = pg.wrap(schools, event=Array(()), given="sigma", context=Array((), "positive"), dtype=torch.float64)
-    m.fit(np.array(EFFECTS), given=np.array(ERRORS), method="nuts", draws=300, warmup=150, chains=2, seed=1)
+    m.fit(np.array(EFFECTS), given=np.array(ERRORS), method="nuts", draws=120, warmup=100, chains=2, seed=1)
     draws = m.draws
     assert set(draws.values) == {"mu", "tau", "eta"}
-    assert draws.values["eta"].shape == (2, 300, 8)
+    assert draws.values["eta"].shape == (2, 120, 8)
     errors = {name: draws.values[name].std() / draws.ess()[name].sqrt() for name in ("mu", "tau")}
     truth = dict(zip(("mu", "tau"), marginal_schools(), strict=True))
     for name in ("mu", "tau"):
@@ -347,8 +347,8 @@ def test_eight_schools_by_nuts_have_the_means_that_quadrature_finds():
     pooled = np.average(EFFECTS, weights=1 / np.square(ERRORS))  # no hierarchy, no prior
     assert abs(float(draws.values["mu"].mean()) - pooled) > 5 * float(errors["mu"])
     table = m._log_lik_draws(torch.tensor(EFFECTS).double(), torch.tensor(ERRORS).double(), generator(0))
-    assert table.shape == (600, 8)
-    some = slice(0, 600, 20)
+    assert table.shape == (240, 8)
+    some = slice(0, 240, 8)
     mu, tau = (draws.values[name].flatten()[some, None].numpy() for name in ("mu", "tau"))
     exact = stats.norm(mu, np.sqrt(tau**2 + np.square(ERRORS))).logpdf(EFFECTS)
     assert np.abs(table[some].numpy() - exact).mean() < 0.15  # sixteen draws of each school's own
@@ -362,7 +362,7 @@ def normals(x):
         pyro.sample("obs", dist.Normal(mu, 1.0), obs=x)
 
 
-@pytest.mark.parametrize("method", ["nuts", "laplace", "svi"])
+@pytest.mark.parametrize("method", ["nuts", "laplace", pytest.param("svi", marks=pytest.mark.long)])
 def test_a_normal_mean_is_predicted_as_in_closed_form(method):
     x = np.array([0.5, 1.5, 2.0, -0.2])
     options = {"steps": 400} if method == "svi" else {"draws": 400, "warmup": 100, "chains": 2}

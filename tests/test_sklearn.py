@@ -304,3 +304,12 @@ def test_what_can_not_be_standardised_is_refused():
     with pytest.raises(StructureError, match="ties together"):
         Standardize(Array(()), "GaussianCopula")
     assert GaussianCopula.suits(Array(())) is not None
+
+
+def test_a_search_over_the_options_of_an_unfitted_model_is_told_where_they_are():
+    scorer = Scorer(Mixture(Array((2,)), 2))
+    with pytest.raises(ParameterError, match=r"'options': .*'components'"):
+        scorer.set_params(model__components=3)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        scorer.set_params(nothing=3)
+    assert scorer.set_params(contamination=0.1).contamination == 0.1

@@ -292,9 +292,7 @@ def sample(
         Path | None, typer.Option("--output", "-o", help=".csv, .parquet, .npy, .png or .txt; else standard output.")
     ] = None,
     given: Annotated[str | None, typer.Option(help="The beginning of the text to draw.")] = None,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a sequence; most symbols of a text.")
-    ] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="Steps of a sequence; most symbols of a text.")] = None,
     seed: _Seed = 0,
     overwrite: _Overwrite = False,
 ) -> None:

@@ -196,6 +196,8 @@ def to_arviz(
 
     if by not in ("row", "sequence", "step"):
         raise ParameterError(f"by={by!r}", '"row", "sequence" or "step"')
+    if not hasattr(model, "_check_fitted"):
+        raise ParameterError(f"A {type(model).__name__} for a model", "a fitted model", "probgen.wrap takes others")
     draws = draws_of(model)
     if draws is None:
         model._check_fitted()
@@ -219,6 +221,8 @@ def to_arviz(
         data = Data.of(model, x, given)
         about = _Names(data, by)
         groups |= _of_rows(data, shape, by, about, seed)
+        for name in ("posterior", "prior"):  # a column's own parameter has other dimensions than the column
+            groups[name] = {f"theta[{v}]" if v in about.dims else v: array for v, array in groups[name].items()}
         coords, dims = coords | about.coords, dims | about.dims
         attrs |= about.attrs
     return container(groups, coords, dims, attrs)

@@ -34,8 +34,8 @@ def announce_scaler(scorer: Any) -> float:
     amount = "an amount that differs from row to row" if shift is None else f"{shift:+.3f} nats a row"
     warnings.warn(
         f"The steps before the density change the units of its rows: its scores are off by {amount} from those of the "
-        "data's own units, and a search over scalers would rank units, not models. Use pg.Standardize in place of the "
-        "scaler, scoring=unscaled_score in a search, or subtract pg.pipeline_shift(pipeline)",
+        "data's own units, and a search over scalers would rank units, not models. Use pg.Scorer('Standardize') in "
+        "place of scaler and density, scoring=unscaled_score in a search, or subtract pg.pipeline_shift(pipeline)",
         ScaledDataWarning, stacklevel=4,
     )  # fmt: skip
     return np.nan if shift is None else shift

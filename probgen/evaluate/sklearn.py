@@ -95,6 +95,19 @@ class Scorer(DensityMixin, BaseEstimator):
         self.refit = refit
         self.random_state = random_state
 
+    def set_params(self, **params: Any) -> Self:
+        """scikit-learn's, where the options of a model are no parameters of their own.
+
+        Raises:
+            ParameterError: ``model__components`` and its like. ValueError: another unknown name, as of scikit-learn.
+        """
+        if inner := [name for name in params if name.startswith("model__")]:
+            raise ParameterError(
+                f"The parameter {inner[0]!r}", "options= beside a family's name",
+                f"Search {{'options': [{{{inner[0].removeprefix('model__')!r}: ...}}, ...]}} of Scorer('mixture')",
+            )  # fmt: skip
+        return super().set_params(**params)
+
     # Fitting
 
     def fit(self, X: Any, y: Any = None) -> Self:

@@ -7,13 +7,14 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.distributions import Distribution
 
 from probgen.errors import ParameterError, StoreError, StructureError, nearest
 from probgen.foreign.pair import is_pair
 from probgen.model import GenerativeModel
 
-__all__ = ["export", "wrap"]
+__all__ = ["export", "from_pretrained", "wrap"]
 
 _FROM = {
     "diffusers": "probgen.foreign.diffusers",
@@ -22,10 +23,11 @@ _FROM = {
     "pyro": "probgen.foreign.pyro",
     "sklearn": "probgen.foreign.sklearn",
     "torch": "probgen.foreign.distributions",
+    "transformers": "probgen.foreign.transformers",
     "zuko": "probgen.foreign.flows",
 }
 _PAIR = "probgen.foreign.pair"
-_OPTIONED = ("diffusers", "pyro", "sklearn", "torch", "zuko")  # whose doors take options
+_OPTIONED = ("diffusers", "pyro", "sklearn", "torch", "transformers", "zuko")  # whose doors take options
 _TO = ("hmmlearn", "pgmpy", "pyro")
 _FILES = {
     ".bif": "probgen.models.bayesnet.bif",
@@ -58,10 +60,12 @@ def wrap(foreign: Any, **options: Any) -> Any:
             FactorAnalysis, a Pipeline of affine steps before one: a Mixture or ForeignDensity, in the data's units.
             torch and Pyro: a distribution of one row. zuko: a flow. Each a ForeignDensity.
             A plain ``(sample, log_prob)`` pair of functions: ForeignDensity. The second is named log_prob (or logpdf,
-            logpmf, score_samples, ...), or ``kind=`` is given; any other pair is a Pyro program.
+            logpmf, score_samples, ...), or ``kind=`` is given, or the first takes ``n`` (or size, n_samples) and the
+            second does not; any other pair is a Pyro program.
             A Pyro program: ``(model, guide)``, the guide a function, an autoguide, the class of one or None
             (AutoNormal); or a model alone: PyroProgram, to be fitted (``fitted=True`` where it was trained outside).
             diffusers: an unconditional pipeline, or the folder that one was saved to, read offline: DiffusersModel.
+            transformers: ``(model, tokenizer)``, or their folder: CausalLM; or MaskedLM, which gives scores.
         **options: ``event=``, what one row is: needed for programs and pairs, read from the rest. Of a pair ``kind=``
             ("exact" by the user's word, "lower", ...), ``by=``, ``target=``; of zuko ``context=``; of a program those
             of ``PyroProgram``.
@@ -97,6 +101,8 @@ def wrap(foreign: Any, **options: Any) -> Any:
 
 def _library(foreign: Any, options: dict[str, Any]) -> str:
     """Whose door a thing belongs to, by the module of its type."""
+    if _is_language(foreign):
+        return "transformers"
     if is_pair(foreign, options):
         return "pair"
     library = type(foreign).__module__.partition(".")[0]
@@ -109,8 +115,33 @@ def _library(foreign: Any, options: dict[str, Any]) -> str:
     return library
 
 
+def _is_language(foreign: Any) -> bool:
+    """Whether something is a network with a config, and a tokenizer."""
+    if not isinstance(foreign, tuple) or len(foreign) != 2:
+        return False
+    return isinstance(foreign[0], nn.Module) and hasattr(foreign[0], "config") and hasattr(foreign[1], "decode")
+
+
+def from_pretrained(folder: str | PathLike, *, allow_pickle: bool = False, **options: Any) -> Any:
+    """A language model of transformers and its tokenizer from a local folder: CausalLM or MaskedLM.
+
+    It is read offline and runs no code of its own; a name that is no folder is refused, never looked up.
+
+    Arguments:
+        folder: Written by ``save_pretrained``, model and tokenizer.
+        allow_pickle: Whether weights may come from .bin files, where there are no safetensors.
+        **options: ``window=``, ``stride=``, ``bos=``, ``ends=``, ``normalised=`` of CausalLM.
+
+    Raises:
+        StoreError: no folder, or one that can't be read. MissingExtra: transformers is not installed.
+    """
+    return importlib.import_module(_FROM["transformers"]).read(folder, allow_pickle=allow_pickle, **options)
+
+
 def _of_path(path: Path, options: dict[str, Any]) -> Any:
-    """A folder of a diffusers pipeline, or a network file."""
+    """A folder of a diffusers pipeline or a language model, or a network file."""
+    if (path / "config.json").exists() and not (path / "model_index.json").exists():
+        return from_pretrained(path, **options)
     if (path / "model_index.json").exists():
         return importlib.import_module(_FROM["diffusers"]).read(path, **options)
     if options:

@@ -20,6 +20,7 @@ from probgen.model import FitReport, GenerativeModel, pyro_lock
 __all__ = ["ForeignDensity", "is_pair", "wrap"]
 
 _SCORES = ("log_prob", "logpdf", "logpmf", "log_pdf", "log_density", "score_samples")
+_COUNTS = ("n", "size", "n_samples", "num_samples")
 _KINDS = (Kind.EXACT, Kind.LOWER, Kind.UPPER, Kind.ESTIMATE, Kind.SCORE)
 
 
@@ -169,11 +170,18 @@ def _typed(found: Any, n: int, of: ForeignDensity) -> LogProb:
 
 
 def is_pair(foreign: Any, options: dict[str, Any]) -> bool:
-    """Whether a tuple is (sample, log_prob), not a Pyro program and its guide: it is said by ``kind=``, or by the
-    second function's name (log_prob, logpdf, logpmf, log_density, score_samples)."""
+    """Whether a tuple is (sample, log_prob), not a Pyro program and its guide: it is said by ``kind=``, by the second
+    function's name (log_prob, logpdf, logpmf, log_density, score_samples), or by two functions of which the first takes
+    a number of draws (n, size, n_samples, num_samples) and the second something else: a guide takes what its program
+    takes."""
     if not isinstance(foreign, tuple) or len(foreign) != 2:
         return False
-    return "kind" in options or getattr(foreign[1], "__name__", "") in _SCORES
+    if "kind" in options or getattr(foreign[1], "__name__", "") in _SCORES:
+        return True
+    if not all(inspect.isfunction(part) for part in foreign):
+        return False
+    first, second = (next(iter(inspect.signature(part).parameters), "") for part in foreign)
+    return first in _COUNTS and second not in ("", "args", first)
 
 
 def wrap(

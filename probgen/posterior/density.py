@@ -1,7 +1,8 @@
 """A log joint density with its gradient, as samplers call it: arrays in, arrays out, several points at once."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from probgen import kernels
 from probgen.errors import FitError, StructureError
 from probgen.model import pyro_lock
 from probgen.svi import record
@@ -39,6 +41,7 @@ class Density:
         self.function, self.size, self.inner = function, size, inner
         self.calls = 0
         self._played: dict[int, tuple[Played, Played] | None] = {}  # by how many points at once
+        self._still: dict[int, list[Tensor | None]] = {}  # of the parts for inner those that no point changes
         self.recorded = recorded and self._graphs(1) is not None
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -94,14 +97,16 @@ class Density:
     # Recorded: one graph forth and one back where inner stands between them, else one graph for both
 
     def _outer(self, z: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), _OutsideGraph():
-            return self._all(z)
+        """The parts that depend on z, alone."""
+        with torch.enable_grad(), _OutsideGraph():
+            parts = self._all(z.detach().requires_grad_())
+            return tuple(part.detach() for part in parts if part.requires_grad)
 
     def _pulled(self, z: Tensor, *slopes: Tensor) -> tuple[Tensor, ...]:
-        """The scalars, and their gradients with those of the other parts, weighted by slopes."""
+        """The scalars, and their gradients with those of the other parts that depend on z, weighted by slopes."""
         with torch.enable_grad(), _OutsideGraph():
             leaf = z.detach().requires_grad_()
-            parts = self._all(leaf)
+            parts = [part for part in self._all(leaf) if part.requires_grad]
             return parts[0].detach(), _pull(parts, slopes, leaf)
 
     def _from(self, graphs: tuple[Played, Played], z: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,9 +115,12 @@ class Density:
             if self.inner is None:
                 nats, slope = back(z)
                 return nats, slope
-            rest, *parts = forth(z)
-            more, slopes = self.inner(*parts)
-            return rest + more, back(z, *slopes)[1]
+            still = self._still[len(z)]
+            rest, *moved = forth(z)
+            source = iter(moved)
+            more, slopes = self.inner(*(next(source) if part is None else part for part in still))
+            wanted = (slope for slope, part in zip(slopes, still, strict=True) if part is None)
+            return rest + more, back(z, *wanted)[1]
 
     def _graphs(self, width: int) -> tuple[Played, Played] | None:
         """Graphs of so many points at once; None where they can't be recorded or give something else."""
@@ -124,8 +132,11 @@ class Density:
         scratch = torch.Generator().manual_seed(0)
         here = torch.zeros(width, self.size, dtype=torch.float64)
         try:
-            with pyro_lock(scratch), torch.enable_grad():
-                slopes = [torch.ones_like(part) for part in self._outer(here)[1:]]
+            with pyro_lock(scratch), warnings.catch_warnings(), _by_torch(), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                parts = self._all(here.clone().requires_grad_())
+                self._still[width] = [None if part.requires_grad else part for part in parts[1:]]
+                slopes = [torch.ones_like(part) for part in parts[1:] if part.requires_grad]
                 back = _compiled(self._pulled, here, *slopes)
                 forth = _compiled(self._outer, here) if self.inner is not None else back
         except (StructureError, RuntimeError, *_BROKEN):
@@ -175,10 +186,20 @@ def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray,
 def _compiled(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Played:
     """A recorded function, played back by torch's own interpreter: half of what Python's takes."""
     scratch = torch.Generator().manual_seed(0)
-    graph = record(function, *inputs, generator=scratch)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    graph = record(lambda *some: function(*some), *inputs, generator=scratch)
+    with torch.no_grad():
         return torch.jit.trace(lambda *some: graph.play(*some, scratch, *graph.held), inputs, check_trace=False)
+
+
+@contextmanager
+def _by_torch() -> Iterator[None]:
+    """Without the compiled kernels, which a graph can't hold; their torch twins are as exact, and who else asks for
+    them meanwhile gets those too."""
+    native, kernels.native = kernels.native, None
+    try:
+        yield
+    finally:
+        kernels.native = native
 
 
 class _OutsideGraph(TorchFunctionMode):

@@ -13,14 +13,14 @@ from torch import Tensor
 from probgen.errors import FitError, ParameterError, nearest
 from probgen.posterior.density import Density
 from probgen.posterior.draws import worst_of
+from probgen.posterior.kept import METHODS, STATS
 from probgen.posterior.normal import FULL, Normal, laplace, mode, variational
 from probgen.posterior.nuts import Metric
-from probgen.posterior.warmup import DENSE, STATS, abreast, chain_from
+from probgen.posterior.warmup import DENSE, abreast, chain_from
 from probgen.training import Progress
 
 __all__ = ["METHODS", "ConvergenceWarning", "Found", "Plan", "chained", "judged", "sampled"]
 
-METHODS = ("nuts", "svi", "laplace")
 _AGREE = 1.01  # R-hat above which chains are said to disagree (Vehtari et al. 2021)
 _FLAG = {"tree_depth": torch.int64, "n_steps": torch.int64, "diverging": torch.bool}
 
@@ -36,7 +36,8 @@ class Plan:
     Arguments:
         method: "nuts", "svi" (a normal guide, of full rank up to 200 numbers) or "laplace" (mode and curvature).
         draws: Kept draws of each chain.
-        chains: Of NUTS, abreast, each from its own place about the mode, twice as wide as the curvature there; of the other methods, whose draws are independent, only how they are laid out.
+        chains: Of NUTS, abreast, each from its own place about the mode, twice as wide as the curvature there; of the
+            other methods, whose draws are independent, only how they are laid out.
         warmup: Transitions of each chain in which step size and metric are found.
         target: Acceptance rate of NUTS.
         progress: None shows it on a terminal only.
@@ -94,7 +95,7 @@ def sampled(density: Density, start: np.ndarray, plan: Plan, generator: torch.Ge
     began = time.perf_counter()
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     at, history = mode(density, start)
-    centre, proper = laplace(density, at)
+    centre, proper = laplace(density, at, plan.chains if plan.method == "nuts" else 8)
     notes = () if proper else ("at the mode some directions do not curve: the approximation is wide there",)
     draw = _by_nuts if plan.method == "nuts" else _by_normal
     found = draw(density, centre, plan, rng)

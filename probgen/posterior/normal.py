@@ -72,17 +72,16 @@ def mode(density: Density, start: np.ndarray, max_iter: int = 300) -> tuple[np.n
     return best[1], history
 
 
-def laplace(density: Density, at: np.ndarray) -> tuple[Normal, bool]:
+def laplace(density: Density, at: np.ndarray, width: int = 1) -> tuple[Normal, bool]:
     """The normal whose precision is the curvature at a mode, and whether every direction curves downwards there.
 
     Columns of the Hessian are central differences of the gradient. MacKay (2003), chapter 27.
+
+    Arguments:
+        width: Points that the density is asked for at once.
     """
-    size = len(at)
-    columns = np.empty((size, size))
-    for i in range(size):
-        move = np.zeros(size)
-        move[i] = _STEP
-        columns[i] = (density(at - move)[1] - density(at + move)[1]) / (2 * _STEP)
+    moves = _STEP * np.eye(len(at))
+    columns = (density.batch(at - moves, width)[1] - density.batch(at + moves, width)[1]) / (2 * _STEP)
     values, vectors = np.linalg.eigh((columns + columns.T) / 2)
     proper = bool((values > _WIDEST).all())
     spread = (vectors / np.maximum(values, _WIDEST)) @ vectors.T
@@ -110,8 +109,7 @@ def variational(
     for t in range(1, steps + 1):
         noise = rng.standard_normal((draws, size))
         white = shift + (noise @ root.T if full else noise * np.exp(root))
-        found = [density(z) for z in first.at(white)]
-        slopes = np.array([slope for _, slope in found])
+        found, slopes = density.batch(first.at(white), draws)
         carried = slopes @ first.root if full else slopes * first.root
         guide = np.linalg.solve(root.T, noise.T).T if full else noise * np.exp(-root)
         path = carried + guide
@@ -129,7 +127,7 @@ def variational(
             np.fill_diagonal(root, np.maximum(np.diagonal(root), 1e-3))
         if t > steps // 2:
             total = [total[0] + shift, total[1] + root]
-        history.append(float(np.mean([nats for nats, _ in found]) + _entropy(first, root)))
+        history.append(float(found.mean() + _entropy(first, root)))
         note()
     half = steps - steps // 2
     shift, root = total[0] / half, total[1] / half

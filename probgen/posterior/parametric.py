@@ -20,7 +20,7 @@ from probgen.posterior.draws import Draws
 from probgen.posterior.fitting import Found, Plan, judged, sampled
 from probgen.posterior.kept import Kept
 
-__all__ = ["Parametric", "fit", "prior_numbers"]
+__all__ = ["Parametric", "fit"]
 
 Values = Mapping[str, Tensor]
 
@@ -198,11 +198,6 @@ class Parametric:
             place[:, at : at + count] = own
             first, at = first + conditions * count, at + count
         return take(_cat(parts), place[:, order].reshape(-1))
-
-
-def prior_numbers(model: Any, n: int, generator: torch.Generator) -> Tensor:
-    """Unconstrained parameters (n, P) of a family from their prior; the method ``_prior_numbers`` of such families."""
-    return model._parametric().coordinates.draw(n, generator)
 
 
 def _cat(parts: list[Any]) -> Any:

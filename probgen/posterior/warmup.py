@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from probgen.posterior.kept import STATS
 from probgen.posterior.nuts import MOST_DOUBLINGS, Asking, Metric, start_point, step_size_near, transition
 
 __all__ = ["Chain", "StepSize", "abreast", "chain_from", "windows"]
 
-STATS = ("lp", "energy", "acceptance_rate", "step_size", "tree_depth", "n_steps", "diverging")
 DENSE = 60  # numbers up to which covariances are learnt, not variances alone
 _EARLY = 6  # doublings while the metric is a guess: the curvature at a mode may be far narrower than the posterior
 

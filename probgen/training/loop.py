@@ -61,7 +61,7 @@ class _Run:
         ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.players, self.generator, self.plan, self.ranks = model, players, generator, plan, ranks
-        self.whole = any(player.whole for player in players)
+        self.shared = ranks.size > 1 and not any(player.whole for player in players)
         self.step, self.steps, self.cursor = 0, plan.steps or 0, 0
         self.order = torch.empty(0, dtype=torch.int64)
         shuffled = torch.randperm(n, generator=generator)
@@ -89,19 +89,17 @@ class _Run:
 
     def _mine(self, rows: Tensor) -> Tensor:
         """This rank's share of some rows."""
-        return rows if self.whole else rows[self.ranks.part(len(rows))]
+        return rows[self.ranks.part(len(rows))] if self.shared else rows
 
     def _noise(self, step: int) -> torch.Generator:
         """What a step's losses draw from: each rank of its own, where the rows are shared out."""
-        if self.ranks.size == 1:
-            return self.generator
-        return keyed(self.probe, step, 0 if self.whole else self.ranks.rank)
+        return keyed(self.probe, step, self.ranks.rank) if self.shared else self.generator
 
     def take_step(self, data: Tensor) -> float:
         """One step of every player; the first one's loss."""
         rows, first = self.batch(), math.nan
         mine, noise = data[self._mine(rows)], self._noise(self.step)
-        weight = 1 / self.ranks.size if self.whole else len(mine) / len(rows)
+        weight = len(mine) / len(rows) if self.shared else 1 / self.ranks.size
         rate = self.plan.rate(self.step, max(self.steps, self.step + 1))
         for i, player in enumerate(self.players):
             slope = partial(self._slope, player, mine, noise)
@@ -161,12 +159,11 @@ class _Run:
     @torch.no_grad()
     def _score(self, data: Tensor) -> float:
         """Minus the first player's loss a held-out row."""
-        alone = self.ranks.size == 1
-        noise, total = torch.Generator().manual_seed(self.probe) if alone else self._noise(-1), 0.0
+        noise, total = self._noise(-1) if self.shared else torch.Generator().manual_seed(self.probe), 0.0
         with self.ranks.together(self.step):
             for part in data[self._mine(self.held)].split(1024):
                 total += float(self.players[0].loss(part, noise, 1.0)) * len(part) if len(part) else 0.0
-        if not self.whole:
+        if self.shared:
             total = float(self.ranks.sums([torch.tensor(total, dtype=torch.float64)])[0])
         return -total / len(self.held)
 
@@ -276,7 +273,7 @@ def train(
     began, budget = time.perf_counter(), 60.0 if plan.budget is None else plan.budget
     digest = int(row_hash(row_hash(data).view("int64")[None])[0])
     ranks = joined()
-    ranks.meet(model, data, generator)
+    ranks.meet(model, generator, data)
     run = _Run(model, players, len(data), generator, plan, ranks)
     with ranks.together():
         if plan.resume:
@@ -296,8 +293,8 @@ def train(
     finally:
         model.load_state_dict(run.best)
     ranks.check_alike(model, run.step)
-    notes = () if plan.steps else (f"budget {budget:g} s = {run.steps} steps by a pilot",)
-    notes += ranks.notes("rows of each batch", min(plan.batch_size, len(run.rows)), not run.whole)
+    notes: tuple[str, ...] = () if plan.steps else (f"budget {budget:g} s = {run.steps} steps by a pilot",)
+    notes += ranks.notes("rows of each batch", min(plan.batch_size, len(run.rows)), run.shared)
     seconds = time.perf_counter() - began
     return FitReport(tuple(run.objective), run.step, stopped, seconds, 0, tuple(run.validation), notes=notes)
 

@@ -89,7 +89,7 @@ class Ranks:
 
     # A common start
 
-    def meet(self, model: nn.Module, data: Tensor, generator: torch.Generator) -> None:
+    def meet(self, model: nn.Module, generator: torch.Generator, *data: Tensor | None) -> None:
         """Gives all ranks the first one's parameters and random numbers.
 
         Raises:
@@ -99,7 +99,12 @@ class Ranks:
             return
         state = model.state_dict()
         shapes = [(name, str(value.dtype), tuple(value.shape)) for name, value in state.items()]
-        self._refuse_other("rows", digest([data]), DataError, "the same rows for all of them, which fit() shares out")
+        self._refuse_other(
+            "rows",
+            digest(part for part in data if part is not None),
+            DataError,
+            "the same rows for all of them, which fit() shares out",
+        )
         self._refuse_other("models", _number(shapes), ParameterError, "one constructor call for all of them")
         with torch.no_grad():
             for value, first in zip(state.values(), self._firsts(state.values()), strict=True):
@@ -125,9 +130,7 @@ class Ranks:
         flat = torch.cat([value.reshape(-1).view(torch.uint8) for value in own])
         self._ask(lambda sent, group: dist.broadcast(sent, dist.get_global_rank(group, 0), group=group), flat)
         pieces = flat.split([value.numel() * value.element_size() for value in own])
-        return [
-            piece.clone().view(value.dtype).reshape(value.shape) for piece, value in zip(pieces, own, strict=True)
-        ]
+        return [piece.clone().view(value.dtype).reshape(value.shape) for piece, value in zip(pieces, own, strict=True)]
 
     def check_alike(self, model: nn.Module, step: int) -> None:
         """That all ranks hold the same bits.
@@ -292,15 +295,21 @@ def _join() -> None:
         raise ParameterError(f"The environment says {said}", "whole numbers", "Start with torchrun, or unset RANK")
     if 0 < torch.cuda.device_count() > int(said["LOCAL_RANK"] or said["RANK"]):
         torch.cuda.set_device(int(said["LOCAL_RANK"] or said["RANK"]))
-    try:
+    with _reaching(said["RANK"], said["WORLD_SIZE"]):
         dist.init_process_group(_backend(), timeout=TIMEOUT)
+    atexit.register(_leave)
+
+
+@contextmanager
+def _reaching(rank: object, size: object) -> Iterator[None]:
+    try:
+        yield
     except (RuntimeError, ValueError) as problem:
         raise FitError(
-            f"Rank {said['RANK']} of {said['WORLD_SIZE']} could not join: {_short(problem)}",
+            f"Rank {rank} of {size} could not join: {_short(problem)}",
             "all ranks that the environment names",
             "Start them with torchrun; in a process of its own unset RANK and WORLD_SIZE",
         ) from problem
-    atexit.register(_leave)
 
 
 def _leave() -> None:
@@ -316,7 +325,8 @@ def _group() -> Any:
     """Our group beside the user's default one, made once."""
     default = dist.group.WORLD
     if not _groups or _groups[0][0] is not default:
-        _groups[:] = [(default, dist.new_group(backend=_backend(), timeout=TIMEOUT))]
+        with _reaching(dist.get_rank(), dist.get_world_size()):
+            _groups[:] = [(default, dist.new_group(backend=_backend(), timeout=TIMEOUT))]
     return _groups[0][1]
 
 
@@ -324,7 +334,7 @@ def digest(tensors: Iterable[Tensor]) -> int:
     """A number below 2^63 of the bytes of tensors."""
     found = hashlib.blake2b(digest_size=8)
     for value in tensors:
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return int.from_bytes(found.digest()) >> 1
 
 

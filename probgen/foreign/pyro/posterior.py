@@ -1,6 +1,6 @@
 """What is asked of the posterior of the latents that a program's rows share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from probgen.foreign.pyro.rows import Rows
 from probgen.posterior import Draws
 from probgen.svi import model_terms, sites_of
 
-__all__ = ["log_lik", "log_prior", "of_guide", "sample_prior"]
+__all__ = ["log_lik", "log_prior", "of_guide", "replicates", "sample_prior", "thetas_of"]
 
 _DRAWS = 1000  # of a guide
 
@@ -65,6 +65,27 @@ def log_prior(rows: Rows, draws: Draws) -> Tensor:
         with torch.no_grad(), rows.program.running(torch.Generator().manual_seed(0)):
             found.append(model_terms(rows.program, rows.structure, x, given, theta)[1])
     return torch.stack(found).to(torch.float64)
+
+
+def replicates(
+    rows: Rows, thetas: Sequence[Mapping[str, Tensor]], stand: Sequence[Tensor], given: Tensor | None,
+    generator: torch.Generator,
+) -> Iterator[Tensor]:  # fmt: skip
+    """Data sets like those that stand for them, each with one value of what rows share and latents of its own rows.
+
+    Arguments:
+        thetas: Shared latents of each data set; an empty one is drawn from the prior.
+    """
+    for theta in thetas:
+        with torch.no_grad():
+            made = draw(rows.program, rows.structure, stand, given, theta, generator)
+        yield made.to(torch.float64)
+
+
+def thetas_of(rows: Rows, draws: Draws, places: Tensor) -> list[dict[str, Tensor]]:
+    """Shared latents of some draws, by their numbers in chain-major order."""
+    found = _thetas(rows, draws)
+    return [found[place] for place in places.tolist()]
 
 
 def sample_prior(

@@ -1,6 +1,6 @@
 """Anybody's Pyro program as a model: fitted by variational inference or NUTS, sampled, scored row by row."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -248,7 +248,7 @@ class PyroProgram(GenerativeModel):
                 found = -float(loss.program_loss(matrix, generator))
             report = FitReport((found,), 0, "closed form", notes=("the program has no parameters",))
         else:
-            player = Player(loss, parameters)
+            player = Player(loss, parameters, whole=own)
             report = train(self.program, [player], matrix, plan, generator=generator, progress=progress)
         self._settle(structure, x, given)
         return replace(report, notes=(*report.notes, *notes, *loss.notes))
@@ -305,8 +305,18 @@ class PyroProgram(GenerativeModel):
         return posterior.log_prior(self._known, self._drawn())
 
     def _sample_prior(self, n: int, given: Tensor | None, generator: torch.Generator) -> Tensor:
-        stand = [template(self.event, 1, self._tensor, other) for other in (False, True)]
-        return posterior.sample_prior(self._known, n, stand, self._cast(given), generator)
+        return posterior.sample_prior(self._known, n, self._templates(1), self._cast(given), generator)
+
+    def _templates(self, n: int) -> list[Tensor]:
+        return [template(self.event, n, self._tensor, other) for other in (False, True)]
+
+    def _replicate(self, places: Tensor, n: int, given: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
+        """Data sets of n rows, each of one posterior draw of what rows share; rows' own latents are drawn anew."""
+        thetas = posterior.thetas_of(self._known, self._drawn(), places)
+        return posterior.replicates(self._known, thetas, self._templates(n), self._cast(given), generator)
+
+    def _replicate_prior(self, reps: int, n: int, given: Tensor | None, generator: torch.Generator) -> Iterator[Tensor]:
+        return posterior.replicates(self._known, [{}] * reps, self._templates(n), self._cast(given), generator)
 
     def _drawn(self) -> Draws:
         if (found := self.draws) is None:

@@ -12,12 +12,13 @@ from probgen.errors import DataError, ParameterError, StructureError
 from probgen.model import FitReport
 from probgen.models.bayesnet import learning, likelihood, queries
 from probgen.models.bayesnet.posterior import log_dirichlet, table_posterior
-from probgen.posterior import METHODS, Found, Parametric, Plan
+from probgen.posterior import METHODS
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.network import BayesianNetwork
+    from probgen.posterior import Parametric
 
-__all__ = ["BAYESIAN", "fit_conjugate", "parametric"]
+__all__ = ["BAYESIAN", "fit_conjugate", "log_prior", "parametric", "sample_prior"]
 
 BAYESIAN = ("conjugate", *METHODS)
 
@@ -58,8 +59,10 @@ class Tables:
         return torch.cat(parts, 1)
 
 
-def parametric(net: "BayesianNetwork") -> Parametric:
+def parametric(net: "BayesianNetwork") -> "Parametric":
     """What a network of tables tells of itself."""
+    from probgen.posterior import Parametric
+
     place = {name: f"parts.{net.index[name]}.logits" for name in net.variables}
 
     def rows(x: Tensor, given: None) -> Tensor:
@@ -80,6 +83,16 @@ def parametric(net: "BayesianNetwork") -> Parametric:
     return Parametric(net, net.kept, tables, parameters, rows, natural, draw)
 
 
+def log_prior(net: "BayesianNetwork") -> Tensor:
+    """log p(tables) of each draw, (S,), in nats."""
+    return parametric(net).log_prior()
+
+
+def sample_prior(net: "BayesianNetwork", n: int, given: None, generator: torch.Generator) -> Tensor:
+    """n rows, each from tables of its own."""
+    return parametric(net).sample_prior(n, given, generator)
+
+
 def fit_conjugate(
     net: "BayesianNetwork", x: Tensor, generator: torch.Generator, method: str, draws: int, chains: int, **options: Any
 ) -> FitReport:
@@ -90,6 +103,8 @@ def fit_conjugate(
     Raises:
         StructureError: a node without a free table. DataError: missing cells. ParameterError: no proper prior.
     """
+    from probgen.posterior import Found, Plan
+
     Plan("nuts", draws, chains)  # refuses sizes
     _refuse(net, x, options["prior"])
     before = {name: value.clone() for name, value in net.state_dict().items()}

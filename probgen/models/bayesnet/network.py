@@ -18,10 +18,11 @@ from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.bayesnet import bayes, evidence, graph, learning, likelihood, posterior, queries, scoring
 from probgen.models.bayesnet.byhand import read_tables, set_tables
-from probgen.posterior import GROWING, POSTERIOR, Draws, Kept, prior_numbers
+from probgen.posterior import GROWING, POSTERIOR, Kept, prior_numbers
 
 if TYPE_CHECKING:
     from probgen.models.bayesnet.structure import Structure
+    from probgen.posterior import Draws
 
 __all__ = ["BayesianNetwork"]
 
@@ -358,21 +359,15 @@ class BayesianNetwork(GenerativeModel):
         return found.replace(target=POSTERIOR) if self.kept else found
 
     @property
-    def draws(self) -> Draws | None:
+    def draws(self) -> "Draws | None":
         """Of the tables, after a conjugate fit; else None."""
         return bayes.parametric(self).draws() if self.kept else None
 
     def _log_lik_draws(self, x: Tensor, given: None, generator: torch.Generator) -> Tensor:
         return bayes.parametric(self).log_lik(x, given)
 
-    def _log_prior_draws(self) -> Tensor:
-        return bayes.parametric(self).log_prior()
-
-    _parametric = bayes.parametric
-    _prior_numbers = prior_numbers
-
-    def _sample_prior(self, n: int, given: None, generator: torch.Generator) -> Tensor:
-        return bayes.parametric(self).sample_prior(n, given, generator)
+    _log_prior_draws, _sample_prior = bayes.log_prior, bayes.sample_prior
+    _parametric, _prior_numbers = bayes.parametric, prior_numbers
 
     def _answer(self, how: Callable, x: Any, given: Any, seed: int | None, about: Callable) -> LogProb:
         """In rows to score columns may be lacking; in rows to learn from they may not."""

@@ -11,22 +11,23 @@ from probgen.errors import StructureError
 from probgen.events import Ragged
 from probgen.model import FitReport
 from probgen.models.hmm import learning, queries
-from probgen.posterior import Coordinates, Parametric, Plan, fit
 
 if TYPE_CHECKING:
     from probgen.models.hmm.hmm import HMM
+    from probgen.posterior import Parametric, Plan
 
 __all__ = ["fit_bayes", "parametric"]
 
 _START = 100  # iterations of EM from which the search for the mode goes on
 
 
-def parametric(hmm: "HMM", length: int = 20) -> Parametric:
+def parametric(hmm: "HMM", length: int = 20) -> "Parametric":
     """What a hidden Markov model tells of itself; its sites are those of ``bayes_model``, the raw parameters.
 
     Raises:
         StructureError: an emission without priors.
     """
+    from probgen.posterior import Coordinates, Parametric
 
     def rows(x: Ragged, given: Ragged | None) -> Tensor:
         table = hmm.emission.log_prob(hmm._rows(x, given))[:, hmm._uses]
@@ -59,9 +60,7 @@ def parametric(hmm: "HMM", length: int = 20) -> Parametric:
     )  # fmt: skip
 
 
-def _counted(
-    lengths: Tensor, initial: Tensor, transition: Tensor, table: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def _counted(lengths: Tensor, initial: Tensor, transition: Tensor, table: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """log p(x) of W models, (W,), and its gradients in their log-potentials: expected counts (Fisher's identity)."""
     found = [
         chains.expected(chains.Chain(*parts, lengths), marginals=True)
@@ -82,7 +81,7 @@ def priors(hmm: "HMM") -> dict[str, Any]:
 
 
 def fit_bayes(
-    hmm: "HMM", data: learning.Data, x: Ragged, given: Ragged | None, generator: torch.Generator, plan: Plan,
+    hmm: "HMM", data: learning.Data, x: Ragged, given: Ragged | None, generator: torch.Generator, plan: "Plan",
     climb: learning.Plan,
 ) -> FitReport:  # fmt: skip
     """Draws of the parameters, from starts about the mode that is nearest to the best of some runs of EM.
@@ -90,6 +89,8 @@ def fit_bayes(
     Raises:
         StructureError: labels, or an emission without priors. FitError: as of EM, or no finite density.
     """
+    from probgen.posterior import fit
+
     if data.allowed is not None:
         raise StructureError(
             f"labels with method={plan.method!r}", "sequences without labels", "Known states serve method='em'"

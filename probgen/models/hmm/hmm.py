@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.hmm import bayes, learning, pictures, program, queries, uncertainty
 from probgen.models.hmm import forecast as forecasts
-from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan, prior_numbers
+from probgen.posterior import GROWING, METHODS, Kept, prior_numbers
 from probgen.transitions import Markov, Transitions
+
+if TYPE_CHECKING:
+    from probgen.posterior import Draws
 
 __all__ = ["HMM"]
 
@@ -193,6 +196,8 @@ class HMM(GenerativeModel):
         climb = method if method not in METHODS else "em"
         plan = learning.Plan(climb, restarts, max_iter, tol, start, budget, progress)
         if method in METHODS:
+            from probgen.posterior import Plan
+
             drawing = Plan(method, draws, chains, warmup, progress=progress)
             return bayes.fit_bayes(self, data, x, given, generator, drawing, plan)
         report = learning.fit(self, data, generator, plan)
@@ -282,7 +287,7 @@ class HMM(GenerativeModel):
     # The posterior of the parameters
 
     @property
-    def draws(self) -> Draws | None:
+    def draws(self) -> "Draws | None":
         """Of the parameters, after a Bayesian fit; else None."""
         return bayes.parametric(self).draws() if self.kept else None
 

@@ -104,7 +104,7 @@ class Run:
 
 def fit(hmm: "HMM", data: Data, generator: torch.Generator, plan: Plan) -> FitReport:
     began, ranks = time.perf_counter(), joined()
-    ranks.meet(hmm, data.rows, generator)
+    ranks.meet(hmm, generator, data.rows, data.lengths, data.inputs, data.allowed)
     good = _state(hmm)
     notes: list[str] = []
     try:

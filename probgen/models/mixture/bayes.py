@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.func import functional_call
 
 from probgen.model import FitReport
-from probgen.posterior import Coordinates, Parametric, Plan, fit
 
 if TYPE_CHECKING:
     from probgen.models.mixture.family import Mixture
+    from probgen.posterior import Parametric, Plan
 
 __all__ = ["bayes_model", "fit_bayes", "parametric", "priors"]
 
@@ -28,8 +28,9 @@ def priors(mixture: "Mixture") -> dict[str, Any]:
     return {**(weights if mixture.components > 1 else {}), **inner}
 
 
-def parametric(mixture: "Mixture") -> Parametric:
+def parametric(mixture: "Mixture") -> "Parametric":
     """What a mixture tells of itself; its sites are those of ``bayes_model``."""
+    from probgen.posterior import Coordinates, Parametric
 
     def parameters(values: Any) -> dict[str, Tensor]:
         raw = {name: value for name, value in values.items() if name != "weights"}
@@ -63,8 +64,10 @@ def bayes_model(mixture: "Mixture", x: Tensor) -> None:
     pyro.factor("log_likelihood", (table + drawn.get("weights", torch.ones(1)).log()).logsumexp(1).sum())
 
 
-def fit_bayes(mixture: "Mixture", x: Tensor, plan: Plan, generator: torch.Generator) -> FitReport:
+def fit_bayes(mixture: "Mixture", x: Tensor, plan: "Plan", generator: torch.Generator) -> FitReport:
     """Draws of the parameters, from starts about the mode that is nearest to what EM has left in place."""
+    from probgen.posterior import fit
+
     family = parametric(mixture)
     weights = mixture.weights().detach()
     start = {name: mixture.get_parameter(name).detach() for name in priors(mixture) if name != "weights"}

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pyro
 import pyro.distributions as dist
@@ -16,8 +16,11 @@ from probgen.events import Array, Event
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.mixture import bayes
-from probgen.posterior import GROWING, METHODS, Draws, Kept, Plan, prior_numbers
+from probgen.posterior import GROWING, METHODS, Kept, prior_numbers
 from probgen.training import ALONE, Progress, Ranks, joined
+
+if TYPE_CHECKING:
+    from probgen.posterior import Draws
 
 __all__ = ["Mixture"]
 
@@ -129,7 +132,7 @@ class Mixture(GenerativeModel):
     # The posterior of the parameters
 
     @property
-    def draws(self) -> Draws | None:
+    def draws(self) -> "Draws | None":
         """Of the parameters, after a Bayesian fit; else None."""
         return bayes.parametric(self).draws() if self.kept else None
 
@@ -193,6 +196,8 @@ class Mixture(GenerativeModel):
         if method not in ("em", *METHODS):
             known = ("em", *METHODS)
             raise ParameterError(f"method={method!r}", ", ".join(known), nearest(str(method), known))
+        from probgen.posterior import Plan
+
         plan = Plan(method, draws, chains, warmup, progress=progress) if method in METHODS else None
         good = {name: value.clone() for name, value in self.state_dict().items()}
         if plan is not None:
@@ -231,7 +236,7 @@ class Mixture(GenerativeModel):
                 "Fewer components",
             )
         began, ranks = time.perf_counter(), joined()
-        ranks.meet(self, cells, generator)
+        ranks.meet(self, generator, cells)
         self.emission.prepare(cells)
         notes = []
         if budget is not None:

@@ -12,11 +12,11 @@ from probgen.models.regression.linear import Found, Rows
 from probgen.models.regression.posterior import Prior, objective_of
 from probgen.models.regression.predictive import predictors
 from probgen.models.regression.summary import names_of, to_data
-from probgen.posterior import Density, Draws, Plan, judged, sampled
-from probgen.posterior import Found as Drawn
 
 if TYPE_CHECKING:
     from probgen.models.regression.family import Regression
+    from probgen.posterior import Draws, Plan
+    from probgen.posterior import Found as Drawn
 
 __all__ = ["draw_prior", "drawn", "drawn_conjugate", "draws", "log_lik", "log_prior", "sample_prior"]
 
@@ -24,14 +24,16 @@ _CELLS = 1 << 22  # numbers of predictors held at once
 
 
 def drawn(
-    head: Head, rows: Rows, prior: Prior, found: Found, plan: Plan, shift: float, generator: torch.Generator
-) -> tuple[Drawn, tuple[str, ...]]:
+    head: Head, rows: Rows, prior: Prior, found: Found, plan: "Plan", shift: float, generator: torch.Generator
+) -> "tuple[Drawn, tuple[str, ...]]":
     """Draws of theta in the units of the fit, and notes.
 
     Arguments:
         found: The mode, where the search begins.
         shift: Log of the unit of all responses together, so that "lp" is of the data in their own.
     """
+    from probgen.posterior import Density, judged, sampled
+
     objective, constant = objective_of(head, rows, prior)
 
     def joint(theta: Tensor) -> Tensor:
@@ -43,9 +45,11 @@ def drawn(
 
 
 def drawn_conjugate(
-    rows: Rows, prior: Prior, found: Found, plan: Plan, shift: float, generator: torch.Generator
-) -> tuple[Drawn, tuple[str, ...]]:
+    rows: Rows, prior: Prior, found: Found, plan: "Plan", shift: float, generator: torch.Generator
+) -> "tuple[Drawn, tuple[str, ...]]":
     """Independent draws of coefficients and log deviation from the normal-inverse-gamma posterior, exact."""
+    from probgen.posterior import Found as Drawn
+
     size, shape = plan.chains * plan.draws, prior.shape + len(rows) / 2
     rate = shape * math.exp(2 * float(found.theta[-1]))
     gamma = torch._standard_gamma(torch.full((size,), shape, dtype=torch.float64), generator=generator)
@@ -79,7 +83,7 @@ def _thetas(reg: "Regression") -> Tensor:
     return reg.kept.z()
 
 
-def draws(reg: "Regression") -> Draws | None:
+def draws(reg: "Regression") -> "Draws | None":
     """Coefficients in the data's units, by name, and logarithms of scales and shapes."""
     if not reg.kept:
         return None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from probgen.models.regression.design import Design
 from probgen.models.regression.heads import cell_of, head_for, suited
 from probgen.models.regression.neural import Network
 from probgen.models.regression.posterior import Prior
-from probgen.posterior import GROWING, Draws, Kept
+from probgen.posterior import GROWING, Kept
 from probgen.training import Schedule
+
+if TYPE_CHECKING:
+    from probgen.posterior import Draws
 
 __all__ = ["Regression"]
 
@@ -254,7 +257,7 @@ class Regression(GenerativeModel):
     # The posterior of the parameters
 
     @property
-    def draws(self) -> Draws | None:
+    def draws(self) -> "Draws | None":
         """Of the coefficients in the data's units, after a Bayesian fit; else None."""
         return bayes.draws(self)
 

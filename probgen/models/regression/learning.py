@@ -15,12 +15,12 @@ from probgen.models.regression.design import unit_columns
 from probgen.models.regression.linear import Found, Rows, fit_point
 from probgen.models.regression.neural import train_network
 from probgen.models.regression.predictive import linear_inputs, nats_of_fit, predictors
-from probgen.posterior import Found as Drawn
-from probgen.posterior import Plan
 from probgen.training import Schedule
 
 if TYPE_CHECKING:
     from probgen.models.regression.family import Regression
+    from probgen.posterior import Found as Drawn
+    from probgen.posterior import Plan
 
 __all__ = ["METHODS", "LinearPlan", "fit_linear", "fit_network"]
 
@@ -55,8 +55,10 @@ class LinearPlan:
                 raise ParameterError(f"{name}={value!r}", f"a whole number, at least {least}")
 
     @property
-    def drawing(self) -> Plan:
+    def drawing(self) -> "Plan":
         """How draws are made, of a conjugate posterior only how many."""
+        from probgen.posterior import Plan
+
         method = "nuts" if self.method == "conjugate" else self.method
         return Plan(method, self.draws, self.chains, self.warmup, progress=self.progress)
 
@@ -109,7 +111,7 @@ def fit_linear(
 
 def _solve(
     reg: "Regression", rows: Rows, plan: LinearPlan, shift: float, generator: torch.Generator
-) -> tuple[Found, float, Drawn | None, tuple[str, ...]]:
+) -> "tuple[Found, float, Drawn | None, tuple[str, ...]]":
     """What was found, the log evidence (0 where there is none), draws and notes."""
     if plan.method == "ml":
         return fit_point(reg.likelihood, rows, float(plan.ridge), plan.max_iter), 0.0, None, ()
@@ -122,7 +124,7 @@ def _solve(
 
 
 @torch.no_grad()
-def _keep(reg: "Regression", method: str, found: Found, drawn: Drawn | None) -> None:
+def _keep(reg: "Regression", method: str, found: Found, drawn: "Drawn | None") -> None:
     theta = found.theta
     if drawn is None:
         reg.kept.clear()

@@ -12,10 +12,10 @@ from probgen.model import FitReport
 from probgen.models.statespace.em import lower_factor
 from probgen.models.statespace.matrices import Matrices
 from probgen.models.statespace.score import scorer
-from probgen.posterior import Coordinates, Parametric, Plan, fit
 
 if TYPE_CHECKING:
     from probgen.models.statespace.family import StateSpace
+    from probgen.posterior import Parametric, Plan
 
 __all__ = ["fit_bayes", "parametric", "priors"]
 
@@ -61,8 +61,10 @@ def _normal(scale: Tensor) -> Any:
     return dist.Normal(torch.zeros_like(scale), scale).to_event(scale.ndim)
 
 
-def parametric(model: "StateSpace", length: int = 20) -> Parametric:
+def parametric(model: "StateSpace", length: int = 20) -> "Parametric":
     """What a state-space model tells of itself; its sites are those of ``priors``."""
+    from probgen.posterior import Coordinates, Parametric
+
     parts = model.parts
     cells = _free_cells(parts)
 
@@ -124,10 +126,12 @@ def _start(parts: Matrices) -> dict[str, Tensor]:
 
 
 def fit_bayes(
-    model: "StateSpace", x: Ragged, given: Ragged | None, generator: torch.Generator, plan: Plan,
+    model: "StateSpace", x: Ragged, given: Ragged | None, generator: torch.Generator, plan: "Plan",
     options: Mapping[str, Any],
 ) -> FitReport:  # fmt: skip
     """Draws of the matrices, from starts about the mode that is nearest to the maximum of the likelihood."""
+    from probgen.posterior import fit
+
     good = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("kept.")}
     try:
         model._fit(x, given, generator=generator, **options)

@@ -3,7 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from probgen.models.statespace.paths import Forecast, draw_recorded, draw_states
 from probgen.models.statespace.program import run_program
 from probgen.models.statespace.rounded import Cells, cells_of
 from probgen.models.statespace.structure import structure as _structure
-from probgen.posterior import GROWING, METHODS, Draws, Kept, prior_numbers
-from probgen.posterior import Plan as Drawing
+from probgen.posterior import GROWING, METHODS, Kept, prior_numbers
+
+if TYPE_CHECKING:
+    from probgen.posterior import Draws
 
 __all__ = ["StateSpace", "States"]
 
@@ -241,7 +243,7 @@ class StateSpace(GenerativeModel):
     # The posterior of the matrices
 
     @property
-    def draws(self) -> Draws | None:
+    def draws(self) -> "Draws | None":
         """Of the matrices in the units of the data, after a Bayesian fit; else None."""
         return bayes.parametric(self).draws() if self.kept else None
 
@@ -387,6 +389,8 @@ class StateSpace(GenerativeModel):
         ``sample`` average over them, and the matrices in place are the posterior mode.
         """
         if method in METHODS:
+            from probgen.posterior import Plan as Drawing
+
             drawing = Drawing(method, draws, chains, warmup, progress=progress)
             options = {"restarts": restarts, "max_iter": max_iter, "tol": tol, "budget": budget, "progress": progress}
             return bayes.fit_bayes(self, x, given, generator, drawing, options)

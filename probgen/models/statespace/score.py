@@ -86,9 +86,7 @@ class _Sweep:
         news = _apply(weights, gap)
         nats = -0.5 * ((gap * news).sum((0, 2, 3)) + self._weighed(log_dets[..., None, None])[:, 0, 0]) + self.constant
         weights = weights * self.inside[:, None, :, None, None]
-        late, curve, first, first_curve = _backward(
-            _apply(emission.mT, news), emission.mT @ weights @ emission, closed
-        )
+        late, curve, first, first_curve = _backward(_apply(emission.mT, news), emission.mT @ weights @ emission, closed)
         smoothed = means + _apply(gains, gap) + _apply(after @ a[:, None].mT, late)
         errors = news - _apply(ahead.mT, late)
         pulled = ahead.mT @ curve
@@ -187,4 +185,6 @@ def _backward(push: np.ndarray, news: np.ndarray, closed: np.ndarray) -> Arrays:
 def _cross(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Sums over steps and sequences of left right', (T, W, n, i) and (T, W, n, j) to (W, i, j)."""
     (total, width, n, i), j = left.shape, right.shape[3]
-    return left.transpose(1, 3, 0, 2).reshape(width, i, total * n) @ right.transpose(1, 0, 2, 3).reshape(width, total * n, j)
+    return left.transpose(1, 3, 0, 2).reshape(width, i, total * n) @ right.transpose(1, 0, 2, 3).reshape(
+        width, total * n, j
+    )
