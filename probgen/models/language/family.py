@@ -39,8 +39,9 @@ class TokenPath:
     """
 
     def __call__(self, model: "LanguageModel", x: Any, given: Any = None, *, generator: torch.Generator) -> LogProb:
-        if hasattr(model, "_log_prob_tokens"):  # of somebody else's model
-            return model._log_prob_tokens(x, given, generator=generator)
+        by_tokens: Any = getattr(model, "_log_prob_tokens", None)  # of somebody else's model
+        if by_tokens is not None:
+            return by_tokens(x, given, generator=generator)
         if not isinstance(model, LanguageModel):
             raise ParameterError(f"TokenPath for {type(model).__name__}", "a LanguageModel", "Leave by= out")
         nats, by = model._totals(x, given)

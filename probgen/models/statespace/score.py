@@ -58,8 +58,9 @@ class _Sweep:
     @classmethod
     def of(cls, batch: Batch, scale: np.ndarray) -> "_Sweep":
         pattern = None if batch.pattern is None else batch.pattern.numpy()
-        inside, seen = batch.inside, batch.inside[..., None].expand(batch.x.shape)
-        seen = (seen if batch.seen is None else batch.seen).numpy()
+        inside = batch.inside
+        recorded = inside[..., None].expand(batch.x.shape) if batch.seen is None else batch.seen
+        seen: np.ndarray = recorded.numpy()
         if pattern is not None and pattern.shape[1] > 1:
             steps, counts = inside, torch.ones(inside.shape[1])
         else:
