@@ -109,7 +109,7 @@ def minus(a, b):
 CELLS = [("+", plus, *cell) for cell in table(PLUS)] + [("-", minus, *cell) for cell in table(MINUS)]
 
 
-@pytest.mark.parametrize(("sign", "combine", "a", "b", "kind"), CELLS, ids=lambda v: str(v) if v != plus else "")
+@pytest.mark.parametrize(("sign", "combine", "a", "b", "kind"), CELLS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_the_whole_table_of_kinds(sign, combine, a, b, kind):
     left, right = numbered(a, 2), numbered(b, 2)
     if kind is None:
