@@ -78,7 +78,7 @@ def test_symbols_that_were_never_declared_are_refused(value):
         lambda m: m.forecast([X]).quantile(1.0), lambda m: m.forecast([X]).quantile(math.nan),
         lambda m: m.forecast([X]).quantile("a"), lambda m: m.forecast([X]).quantile([0.1, 0.9]),
         lambda m: m.forecast([X]).sample(0), lambda m: m.forecast([X]).sample(seed=1.5),
-        lambda m: m.decode([X], "map"), lambda m: m.log_prob([X], given=[X]), lambda m: m.fit([X], method="nuts"),
+        lambda m: m.decode([X], "map"), lambda m: m.log_prob([X], given=[X]), lambda m: m.fit([X], method="nutz"),
         lambda m: m.fit([X], start="here"), lambda m: m.fit([X], restarts=0), lambda m: m.fit([X], max_iter=0),
         lambda m: m.fit([X], tol=-1.0), lambda m: m.fit([X], tol=math.nan), lambda m: m.fit([X], tol="a"),
         lambda m: m.fit([X], restart=3), lambda m: m.fit([X], max_iter=2.5),

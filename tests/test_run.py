@@ -132,6 +132,6 @@ def test_the_command_writes_the_page_unless_told_not_to(tmp_path, monkeypatch):
     assert not (tmp_path / "c" / "report.html").exists()
     full = runner.invoke(app, [*words, "--overwrite"])
     assert full.exit_code == 0, full.output
-    assert "report.html, scores.parquet" in full.stdout
+    assert "report.html, samples.png" in full.stdout
     assert "points: 12 rows held out" in (tmp_path / "c" / "report.html").read_text()
     assert runner.invoke(app, [*words, "--overwrite"]).exit_code == 0  # a report is no stranger's file

@@ -22,7 +22,7 @@ STEPS = 50 if SMOKE else 3000
 # %%
 circle = pg.datasets.eight_gaussians(n=400 if SMOKE else 4000)
 train, test = circle.split(seed=0)
-test = test[:16] if SMOKE else test[:400]
+test = test[:24] if SMOKE else test[:400]
 model = pg.Diffusion.for_event(circle.event).fit(train, steps=STEPS, seed=0)
 
 flow = model.log_prob(test, by=pg.ProbabilityFlow(), seed=0)

@@ -14,6 +14,7 @@ import typer
 from probgen.cli import outputs
 from probgen.cli.options import (
     choice_of,
+    draws_text,
     estimator_of,
     family_name,
     family_of,
@@ -304,9 +305,12 @@ def sample(
     from probgen import frames
     from probgen.events import Panel, Series, Text
 
-    outputs.refuse_output(output, (".csv", ".parquet", ".npy", ".png", ".txt"), overwrite)
+    asks_text = output is not None and output.suffix.lower() == ".txt"
+    kinds = (".txt",) if asks_text and draws_text(model) else (".csv", ".parquet", ".npy", ".png")
+    outputs.refuse_output(output, kinds, overwrite)
+    words = options_of(context.args)
     source = model_of(model)
-    choice = choice_of(source, options_of(context.args))
+    choice = choice_of(source, words)
     written = isinstance(source.event, Text)
     if length is not None and not isinstance(source.event, Series | Panel | Text):
         came = f"--length {length} for a model of {source.event!r}"

@@ -12,8 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from probgen.errors import DataError, ParameterError, StoreError, nearest
 
 __all__ = [
-    "build", "choice_of", "estimator_of", "family_name", "family_of", "fitted", "model_of", "options_of", "seconds_of",
-    "sequence_of", "value_of",
+    "build", "choice_of", "draws_text", "estimator_of", "family_name", "family_of", "fitted", "model_of", "options_of",
+    "seconds_of", "sequence_of", "value_of",
 ]  # fmt: skip
 
 _SHORT = {"bayesnet": "BayesianNetwork", "language": "LanguageModel"}
@@ -154,6 +154,16 @@ def model_of(path: Path) -> Any:
     from probgen import foreign
 
     return foreign.wrap(path)
+
+
+def draws_text(path: Path) -> bool:
+    """Whether the model in a folder is one of text, by its card."""
+    from probgen import store
+
+    if not path.is_dir():
+        return False
+    event = store.read(path)[0].get("arguments", {}).get("event")
+    return isinstance(event, dict) and event.get("part") == "Text"
 
 
 def choice_of(model: Any, options: dict[str, str]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def from_pretrained(folder: str | PathLike, *, allow_pickle: bool = False, **opt
     Raises:
         StoreError: no folder, or one that can't be read. MissingExtra: transformers is not installed.
     """
-    return importlib.import_module(_FROM["transformers"]).read(folder, allow_pickle=allow_pickle, **options)
+    return importlib.import_module(_FROM["transformers"]).read(folder, allow_pickle, **options)
 
 
 def _of_path(path: Path, options: dict[str, Any]) -> Any:

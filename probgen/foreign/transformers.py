@@ -111,7 +111,7 @@ def wrap(
     return MaskedLM(network, tokenizer, window)
 
 
-def read(folder: str | PathLike, *, allow_pickle: bool = False, **options: Any) -> CausalLM | MaskedLM:
+def read(folder: str | PathLike, allow_pickle: bool = False, **options: Any) -> CausalLM | MaskedLM:
     """A language model and its tokenizer from a folder of ``save_pretrained``: offline, no code of its own is run.
 
     Arguments:
