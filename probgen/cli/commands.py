@@ -317,9 +317,7 @@ def sample(
         raise ParameterError(came, "a model of sequences", "Leave it out")
     if given is not None and not written:
         raise ParameterError(f"--given for a model of {source.event!r}", "a model of text", "Leave it out")
-    options: dict[str, Any] = ({} if length is None else {"length": length}) | (
-        {} if given is None else {"given": given}
-    )
+    options: Any = {name: value for name, value in {"length": length, "given": given}.items() if value is not None}
     drawn = source.sampler(**choice) if choice else source
     target = f"{outputs.counted(n, 'draw')} from {drawn.sample_target()} of {type(source).__name__}, seed {seed}"
     if written:

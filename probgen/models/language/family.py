@@ -12,6 +12,7 @@ from torch import Tensor
 
 from probgen.errors import DataError, ParameterError, StructureError, nearest
 from probgen.events import BPE, Event, Ragged, Series, Text
+from probgen.events.symbols import Alphabet, why_not
 from probgen.logprob import Kind, LogProb
 from probgen.logprob.kinds import Summary
 from probgen.model import FitReport, GenerativeModel, generator_of
@@ -20,7 +21,6 @@ from probgen.models.language.choosing import Choice, grow, known_choices
 from probgen.models.language.decoding import Stepper
 from probgen.models.language.sampler import Sampler, streamed
 from probgen.models.language.scoring import Reading, Windows, score
-from probgen.models.language.symbols import Alphabet, why_not
 from probgen.models.language.texts import cut_at, joined
 from probgen.nn.transformer import Transformer
 from probgen.training import train

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from probgen.events import Ragged
-from probgen.models.language.symbols import Alphabet
+from probgen.events.symbols import Alphabet
 from probgen.nn.transformer import Transformer
 from probgen.training import Player, Schedule
 

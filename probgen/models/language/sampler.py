@@ -7,11 +7,11 @@ import torch
 
 from probgen.errors import StructureError
 from probgen.events import Event, Ragged
+from probgen.events.symbols import why_not
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel
 from probgen.models.language.choosing import Choice, growing
 from probgen.models.language.decoding import Stepper
-from probgen.models.language.symbols import why_not
 from probgen.models.language.texts import pieces, refuse_no_text
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from probgen.events import Ragged
-from probgen.models.language.symbols import Alphabet
+from probgen.events.symbols import Alphabet
 from probgen.nn.transformer import Transformer
 
 if TYPE_CHECKING:

@@ -1,33 +1,15 @@
 """Observations as blocks of symbols, each behind those that came before it; and back."""
 
-import math
 from dataclasses import dataclass
-from functools import cached_property
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from probgen.errors import DataError
-from probgen.events import Array, Event, Ragged, Series, Text
+from probgen.events import Array, Ragged
+from probgen.events.symbols import Alphabet
 
-__all__ = ["Blocks", "Layout", "why_not"]
-
-_MOST = 1 << 16
-
-
-def why_not(event: Event) -> str | None:
-    """None, or why observations of an event are no sequences of symbols."""
-    if isinstance(event, Text):
-        return None
-    if not isinstance(event, Array | Series):
-        return f"it masks sequences of symbols, not {type(event).__name__}"
-    if event.levels is None:
-        return "its symbols need a known number of levels: declare levels="
-    if isinstance(event, Array):
-        return None if event.dims else "it masks sequences of symbols, not single ones"
-    size = math.prod(event.step.cell_levels)
-    return None if size <= _MOST else f"a step has {size} possible values, more than {_MOST} symbols"
+__all__ = ["Blocks", "Layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,38 +44,20 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(Alphabet):
     """How an event's observations are cut: symbols 0 .. size - 1, then an end, a mask and a start.
 
     A text is its tokens, then ends up to the end of its last block, all of them modelled. The steps of a Series are
     one symbol each and its length is given; the cells of an Array are read in raster order.
 
     Arguments:
-        event: Text, a Series of levels, or an Array of levels.
         context: Symbols before a block that it is given; starts where there are fewer.
         block: Symbols of a block.
     """
 
-    event: Event
     context: int
     block: int
-
-    @cached_property
-    def radix(self) -> tuple[int, ...]:
-        """Levels of each cell: of a step of a Series, of an Array."""
-        step = self.event.step if isinstance(self.event, Series) else self.event
-        return tuple(int(levels) for levels in step.cell_levels)  # type: ignore[attr-defined]
-
-    @cached_property
-    def size(self) -> int:
-        if isinstance(self.event, Text):
-            return self.event.tokens
-        return math.prod(self.radix) if isinstance(self.event, Series) else max(self.radix)
-
-    @property
-    def ends(self) -> bool:
-        """Whether the length is modelled."""
-        return isinstance(self.event, Text)
+    advice: ClassVar[str] = "Fill the gaps by infill(x, known=...)"
 
     @property
     def end(self) -> int:
@@ -112,12 +76,7 @@ class Layout:
         """How many symbols can be predicted."""
         return self.size + self.ends
 
-    @property
-    def length(self) -> int | None:
-        """Of every sequence, where it is fixed."""
-        return len(self.radix) if isinstance(self.event, Array) else None
-
-    def legal(self, place: Tensor) -> Tensor | None:
+    def legal_at(self, place: Tensor) -> Tensor | None:
         """Which symbols the places of blocks can hold, (m, block, size), bool; None where that is all of them."""
         if not isinstance(self.event, Array) or len(set(self.radix)) == 1:
             return None
@@ -125,33 +84,8 @@ class Layout:
         return torch.arange(self.size) < levels[place[:, None] + torch.arange(self.block)][..., None]
 
     def sequences(self, x: Tensor | Ragged) -> list[Tensor]:
-        """Symbol ids of checked data.
-
-        Raises:
-            DataError: a missing step.
-        """
-        if isinstance(self.event, Text) and isinstance(x, Ragged):
-            return x.split()
-        if not isinstance(x, Ragged):
-            return list(x.reshape(len(x), -1).long())
-        cells = x.values.reshape(len(x.values), -1)
-        if cells.isnan().any():
-            place = int(cells.isnan().any(1).nonzero()[0])
-            row = int((x.starts <= place).sum()) - 1
-            came = f"Sequence {row}, step {place - int(x.starts[row])} is missing"
-            raise DataError(came, "complete sequences", "Fill the gaps by infill(x, known=...)")
-        codes = np.ravel_multi_index(tuple(cells.long().numpy().T), self.radix)
-        return list(Ragged(torch.as_tensor(codes, dtype=torch.int64), x.lengths).split())
-
-    def observations(self, sequences: list[Tensor]) -> Tensor | Ragged:
-        """Checked data of symbol ids."""
-        lengths, ids = torch.tensor([len(one) for one in sequences]), torch.cat(sequences)
-        if isinstance(self.event, Text):
-            return Ragged(ids, lengths)
-        if isinstance(self.event, Series):
-            cells = np.stack(np.unravel_index(ids.numpy(), self.radix), 1).astype(np.float64)
-            return Ragged(torch.from_numpy(cells).reshape(len(ids), *self.event.shape), lengths)
-        return ids.double().reshape(len(sequences), *self.event.shape)  # type: ignore[attr-defined]
+        """Symbol ids of checked data, one tensor a sequence; raises as ``ids``."""
+        return self.ids(x).split()
 
     def blocks(self, sequences: list[Tensor], stride: int = 0) -> Blocks:
         """Blocks of symbols; with a ``stride`` they overlap, for learning."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from probgen.errors import ParameterError, ShapeError, StructureError
 from probgen.events import Array, Event, Ragged, Series, Text
+from probgen.events.symbols import why_not
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
-from probgen.models.textdiffusion.blocks import Blocks, Layout, why_not
+from probgen.models.textdiffusion.blocks import Blocks, Layout
 from probgen.models.textdiffusion.bound import Denoising, MaskingBound
 from probgen.nn.transformer import Transformer
 from probgen.training import Player, Schedule, train
@@ -80,7 +81,7 @@ class TextDiffusion(GenerativeModel):
 
     @classmethod
     def suits(cls, event: Event) -> str | None:
-        return why_not(event)
+        return why_not(event, "masks")
 
     @classmethod
     def for_event(cls, event: Event, **options: Any) -> Self:
@@ -99,7 +100,7 @@ class TextDiffusion(GenerativeModel):
         both_ways = self.network.embedding.new_zeros(steps, steps)
         features = self.network(ids, both_ways)[:, layout.context :][hidden]
         logits = self.network.head(features)[:, : layout.outcomes]
-        legal = layout.legal(blocks.place)
+        legal = layout.legal_at(blocks.place)
         if legal is not None:
             logits = logits.masked_fill(~legal[hidden], -torch.inf)
         return logits.log_softmax(-1)

@@ -1,32 +1,39 @@
-"""What a language model sees of an event: sequences of symbol ids."""
+"""Observations as sequences of symbol ids, as models of symbols see them; and back."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from probgen.errors import DataError
-from probgen.events import BPE, Array, Event, Ragged, Series, Text
+from probgen.events.array import Array
+from probgen.events.bpe import BPE
+from probgen.events.cells import Ragged
+from probgen.events.event import Event
+from probgen.events.sequences import Series
+from probgen.events.text import Text
 
 __all__ = ["Alphabet", "why_not"]
 
 _MOST = 1 << 16
 
 
-def why_not(event: Event) -> str | None:
-    """None, or why observations of an event are no sequences of symbols."""
+def why_not(event: Event, does: str = "reads") -> str | None:
+    """None, or why observations of an event are no sequences of symbols; ``does``: what a model does with them."""
     if isinstance(event, Text):
         return None
     if not isinstance(event, Array | Series):
-        return f"it reads sequences of symbols, not {type(event).__name__}"
+        return f"it {does} sequences of symbols, not {type(event).__name__}"
     levels = event.levels
     if levels is None:
         return "its symbols need a known number of levels: declare levels="
     if isinstance(event, Array):
-        return None if event.dims else "it reads sequences of symbols, not single ones"
+        return None if event.dims else f"it {does} sequences of symbols, not single ones"
     size = math.prod(event.step.cell_levels)
     return None if size <= _MOST else f"a step has {size} possible values, more than {_MOST} symbols"
 
@@ -43,6 +50,7 @@ class Alphabet:
     """
 
     event: Event
+    advice: ClassVar[str] = "Fill the gaps, or use HMM, which sums over them"
 
     @cached_property
     def size(self) -> int:
@@ -95,9 +103,9 @@ class Alphabet:
             place = int(cells.isnan().any(1).nonzero()[0])
             row = int((x.starts <= place).sum()) - 1
             came = f"Sequence {row}, step {place - int(x.starts[row])} is missing"
-            raise DataError(came, "complete sequences", "Fill the gaps, or use HMM, which sums over them")
+            raise DataError(came, "complete sequences", self.advice)
 
-    def observations(self, sequences: list[np.ndarray]) -> Tensor | Ragged:
+    def observations(self, sequences: Sequence[np.ndarray | Tensor]) -> Tensor | Ragged:
         """Checked data of symbol ids."""
         lengths = torch.tensor([len(one) for one in sequences])
         ids = torch.as_tensor(np.concatenate(sequences), dtype=torch.int64)
