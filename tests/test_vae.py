@@ -14,7 +14,7 @@ import probgen as pg
 from probgen.errors import DataError, FitError, NotFittedError, ParameterError, ShapeError, StructureError, SupportError
 from probgen.estimate import ELBO, IWAE
 from probgen.events import Array, Category, Count, Real, Table
-from probgen.models.vae.cells import (
+from probgen.latent.cells import (
     Bernoulli,
     Categorical,
     ContinuousBernoulli,
@@ -24,7 +24,7 @@ from probgen.models.vae.cells import (
     Normal,
     Poisson,
 )
-from probgen.models.vae.observations import observation_for
+from probgen.latent.observations import observation_for
 
 ALPHA = 1e-6
 D = torch.float64

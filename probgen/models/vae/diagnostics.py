@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probgen.models.vae.networks import batches
+from probgen.latent.networks import batches
 
 if TYPE_CHECKING:
     from probgen.models.vae.family import VAE

@@ -16,12 +16,12 @@ from probgen.errors import ParameterError, ShapeError
 from probgen.estimate import Ladder
 from probgen.events import Array, Event, Real, Table
 from probgen.features import Features, image_shape
+from probgen.latent.networks import Decoder, Encoder, batches
+from probgen.latent.observations import Observed, observation_for
+from probgen.latent.priors import prior_for
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.vae import diagnostics, learning, pictures
-from probgen.models.vae.networks import Decoder, Encoder, batches
-from probgen.models.vae.observations import Observed, observation_for
-from probgen.models.vae.priors import prior_for
 from probgen.nn import reset
 from probgen.training import Player, Schedule, of_kept_state, train
 

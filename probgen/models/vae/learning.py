@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from probgen.errors import FitError, ParameterError, ShapeError, StructureError
 from probgen.events import Array, Event
-from probgen.models.vae.priors import StandardNormal
+from probgen.latent.priors import StandardNormal
 
 if TYPE_CHECKING:
     from probgen.models.vae.family import VAE

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from probgen.errors import ParameterError, StructureError, nearest
 from probgen.events import Array, Category, Count, Event, Table
-from probgen.models.vae.cells import (
+from probgen.latent.cells import (
     Bernoulli,
     Categorical,
     Cells,

@@ -1,4 +1,4 @@
-"""The encoder and decoder of a VAE: perceptrons, or convolutions where the rows are images."""
+"""Encoders and decoders of rows: perceptrons, or convolutions where the rows are images."""
 
 import math
 from collections.abc import Sequence
