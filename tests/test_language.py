@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from probgen import store
+from probgen import kernels, store
 from probgen.errors import DataError, NotFittedError, ParameterError, StructureError
 from probgen.estimate import Enumerate
 from probgen.events import BPE, Array, Ragged, Real, Series, Table, Text
@@ -20,6 +20,7 @@ from probgen.models.language import program as programs
 from probgen.models.language.decoding import Stepper
 from probgen.models.language.learning import Muon, NextSymbol, orthogonal, windows
 from probgen.models.language.scoring import Reading, Windows, first_symbol
+from probgen.nn.transformer import Transformer
 
 ALPHA = 1e-6
 SMALL = {"layers": 2, "width": 16, "heads": 2, "pairs": 50}
@@ -44,12 +45,18 @@ def random_model(event=None, scale=0.4, seed=0, **options):
     return model.eval()
 
 
+class FewLetters(Transformer):
+    """Only some symbols can come. A network of a class of its own is stepped by torch."""
+
+    def head(self, features):
+        return super().head(features).masked_fill(~self.allowed, -torch.inf)
+
+
 def few_letters(model, letters):
     """A text model under which only these bytes, and the end, can come: masses over them are all masses."""
-    head = model.network.head
-    allowed = torch.zeros(257, dtype=torch.bool)
-    allowed[[*letters.encode(), 256]] = True
-    model.network.head = lambda features: head(features).masked_fill(~allowed, -torch.inf)
+    model.network.__class__ = FewLetters
+    model.network.allowed = torch.zeros(257, dtype=torch.bool)
+    model.network.allowed[[*letters.encode(), 256]] = True
     return model
 
 
@@ -126,9 +133,19 @@ def test_samples_follow_the_masses_and_a_warm_sampler_is_caught():
         assert bool(goodness(counts, p) > ALPHA) is fine
 
 
+@pytest.fixture(params=["kernel", "torch"])
+def path(request, monkeypatch):
+    """Steps by the kernel, where it is built, and by torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "decoder", None)
+    elif kernels.decoder is None:
+        pytest.skip("the kernel is not built")
+    return request.param
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("precision", ["double", "single"])
-def test_a_cache_changes_no_number_at_any_split(batch, precision):
+def test_a_cache_changes_no_number_at_any_split(batch, precision, path):
     model = random_model(window=16, stride=5, layers=3, precision=precision)
     ids = torch.randint(256, (batch, 40), generator=torch.Generator().manual_seed(1))
     reading = model._reading(Ragged(ids.flatten(), torch.full((batch,), 40)))
@@ -143,23 +160,25 @@ def test_a_cache_changes_no_number_at_any_split(batch, precision):
             if step < 40:
                 stepper.push(ids[:, step])
     assert worst < (1e-11 if precision == "double" else 2e-4)
-    stepper.cache.filled -= 1  # a planted fault: a symbol is forgotten
+    memory = stepper.memory if path == "kernel" else stepper.memory.cache
+    memory.filled -= 1  # a planted fault: a symbol is forgotten
     stepper.push(ids[:, 0])
     assert float((stepper.log_pmf() - whole[:, 40]).abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_one_seed_draws_the_same_tokens_with_and_without_a_cache(batch):
+@pytest.mark.parametrize("options", [{}, {"top_k": 40, "temperature": 0.9}, {"top_p": 0.8, "repetition_penalty": 1.2}])
+def test_one_seed_draws_the_same_tokens_with_and_without_a_cache(batch, options, path):
     from probgen.models.language.choosing import Choice, grow
 
-    model = random_model(window=16, stride=4)
+    model = random_model(window=16, stride=4, precision="single")
     drawn = [
-        grow(Stepper(model, batch, cached=cached), Choice(), torch.Generator().manual_seed(5), 60)
+        grow(Stepper(model, batch, cached=cached), Choice(**options), torch.Generator().manual_seed(5), 60)
         for cached in (True, False)
     ]
     for a, b in zip(*drawn, strict=True):
         np.testing.assert_array_equal(a, b)
-    other = grow(Stepper(model, batch), Choice(), torch.Generator().manual_seed(6), 60)
+    other = grow(Stepper(model, batch), Choice(**options), torch.Generator().manual_seed(6), 60)
     assert any(not np.array_equal(a, b) for a, b in zip(drawn[0], other, strict=True))
 
 

@@ -15,6 +15,7 @@ from probgen.model import FitReport
 from probgen.models.language import Choice, LanguageModel
 from probgen.models.language.choosing import draw
 from probgen.models.language.coding import _block_error
+from probgen.nn.transformer import Transformer
 
 ALPHA = 1e-6
 SMALL = {"layers": 2, "width": 16, "heads": 2, "pairs": 50}
@@ -38,11 +39,17 @@ def random_model(event=None, scale=0.5, **options):
     return model.eval()
 
 
+class FewLetters(Transformer):
+    """Only some symbols can come. A network of a class of its own is stepped by torch."""
+
+    def head(self, features):
+        return super().head(features).masked_fill(~self.allowed, -torch.inf)
+
+
 def few_letters(model, letters):
-    head = model.network.head
-    allowed = torch.zeros(257, dtype=torch.bool)
-    allowed[[*letters.encode(), 256]] = True
-    model.network.head = lambda features: head(features).masked_fill(~allowed, -torch.inf)
+    model.network.__class__ = FewLetters
+    model.network.allowed = torch.zeros(257, dtype=torch.bool)
+    model.network.allowed[[*letters.encode(), 256]] = True
     return model
 
 

@@ -32,8 +32,9 @@ class Cache:
         self.room, self.filled = room, 0
         self.last: Tensor | None = None
 
-    def clear(self) -> None:
-        self.filled, self.last = 0, None
+    @property
+    def batch(self) -> int:
+        return self.keys.shape[1]
 
     def keep(self, rows: Tensor) -> None:
         """Some sequences, by number (k,), perhaps several times, in place of all."""

@@ -2,11 +2,14 @@
 
 quality [steps [folder]]  King James text, BPE 2048, one thread: bits/byte of the held-out chapters, frozen at three
                           strides and prequential; CPU seconds; the model saved in a folder
-step                      a training step of 16 x 256 tokens beside GPT-2's of the same shape (4 x 128, 2048 symbols)
-sample                    200 tokens after 16, top-k 50, batches of 1 and 32, beside transformers' generate
+step                      a training step of 16 x 256 tokens beside GPT-2's of the same shape (4 x 128, 2048 symbols),
+                          in the precision that `fit` takes here by itself and in the other
+sample                    200 symbols after 16, top-k 50, batches of 1, 8 and 32, of 2048 tokens and of bytes (the
+                          default shape), beside transformers' generate of GPT-2 of the same shape
+generate [folder]         the same of a saved model, beside GPT-2 of its shape with random weights
 score                     2000 ragged sentences beside padded batches of 32 in the order given
 
-The last three need transformers; ratios are medians of interleaved pairs of CPU times on one thread.
+All but the first need transformers; ratios are medians of interleaved pairs of CPU times on one thread.
 """
 
 import statistics
@@ -19,7 +22,7 @@ import torch
 from probgen import datasets, store
 from probgen.events import BPE, Ragged, Text
 from probgen.models.language import LanguageModel
-from probgen.models.language.learning import player, windows
+from probgen.models.language.learning import halves_well, player, windows
 
 store.FAMILIES.setdefault("LanguageModel", "probgen.models.language")
 store._PARTS.setdefault("BPE", "probgen.events")
@@ -63,18 +66,20 @@ def paired(ours, theirs, pairs):
     return *(statistics.median(kept[1:]) for kept in times), statistics.median(ratios[1:]), min(ratios[1:])
 
 
-def gpt2():
+def gpt2(symbols=2049, layers=4, width=128, heads=4):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    shape = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 2049, "n_positions": 512}
-    return GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=2048,
-                                      eos_token_id=None, pad_token_id=2048))  # fmt: skip
+    shape = {"n_layer": layers, "n_embd": width, "n_head": heads, "vocab_size": symbols, "n_positions": 512}
+    last = symbols - 1
+    return GPT2LMHeadModel(GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=last,
+                                      eos_token_id=None, pad_token_id=last))  # fmt: skip
 
 
-def random_model(window=512):
-    """An unfitted model of 2048 tokens with first values; the ids stand for text."""
-    model = LanguageModel(Text(BPE([(i % 256, i % 7) for i in range(1792)])), window=window)
+def random_model(window=512, tokens=2048):
+    """An unfitted model of tokens, or of bytes, with first values; the ids stand for text."""
+    event = Text() if tokens == 256 else Text(BPE([(i % 256, i % 7) for i in range(tokens - 256)]))
+    model = LanguageModel(event, window=window)
     model.network.reset(torch.Generator().manual_seed(0))
     with torch.no_grad():
         for weight in model.network.matrices:
@@ -93,6 +98,7 @@ def step():
         adam.step()
         adam.zero_grad()
 
+    own = halves_well(model.network)
     for half in (True, False):
         made = player(model.network, model.alphabet, half)
 
@@ -104,15 +110,28 @@ def step():
             made.optimiser.zero_grad()
 
         a, b, ratio, least = paired(ours, theirs, 5)
-        print(f"bfloat16={half}: ours {a * 1e3:.0f} ms, GPT-2 {b * 1e3:.0f} ms: {ratio:.2f}x (least {least:.2f}x)")
+        name = ("bfloat16" if half else "float32") + " (what fit takes here)" * (half is own)
+        print(f"{name}: ours {a * 1e3:.0f} ms, GPT-2 in float32 {b * 1e3:.0f} ms: {ratio:.2f}x (least {least:.2f}x)")
 
 
 def sample():
+    for tokens in (2048, 256):
+        generated(random_model(tokens=tokens), f"{tokens} tokens")
+
+
+def generate(folder="/tmp/N/lm"):
+    generated(store.load(folder), folder)
+
+
+def generated(model, name):
     from probgen.models.language.choosing import Choice, grow
 
-    model, peer = random_model(), gpt2().eval()
-    prompt = torch.randint(2048, (16,), generator=torch.Generator().manual_seed(0))
-    for batch in (1, 32):
+    symbols = model.network.symbols
+    peer = gpt2(symbols, model.layers, model.width, model.heads).eval()
+    prompt = torch.randint(symbols - 1, (16,), generator=torch.Generator().manual_seed(0))
+    mask = {batch: torch.ones(batch, 16, dtype=torch.int64) for batch in (1, 8, 32)}
+    print(f"{name}: logits of the kernel within {agreement(model, prompt):.1e} of torch's, of the largest")
+    for batch in mask:
         made = []
 
         def ours(batch=batch, made=made):
@@ -122,12 +141,23 @@ def sample():
                 made.append(sum(map(len, grow(stepper, Choice(top_k=50), torch.Generator().manual_seed(1), 200))))
 
         def theirs(batch=batch):
-            peer.generate(prompt.expand(batch, -1), max_new_tokens=200, do_sample=True, top_k=50)
+            peer.generate(prompt.expand(batch, -1), attention_mask=mask[batch], max_new_tokens=200, do_sample=True,
+                          top_k=50)  # fmt: skip
 
-        a, b, _, _ = paired(ours, theirs, 5 if batch == 1 else 3)
-        rate = made[-1] / a
-        print(f"batch {batch}: ours {rate:.0f} tokens/s ({made[-1]}), theirs {200 * batch / b:.0f}: "
-              f"{rate * b / (200 * batch):.2f}x a token")  # fmt: skip
+        a, b, ratio, least = paired(ours, theirs, 7 if batch == 1 else 5)
+        each = made[-1] / (200 * batch)  # texts of ours end, and then their rows cost no more
+        print(f"batch {batch}: ours {made[-1] / a:.0f} tokens/s ({made[-1]}), theirs {200 * batch / b:.0f}: "
+              f"{ratio * each:.2f}x a token (least {least * each:.2f}x)", flush=True)  # fmt: skip
+
+
+def agreement(model, ids):
+    """The kernel's logits against the whole network's, step by step, as a share of the largest."""
+    stepper = model._stepper(1)
+    for symbol in ids:
+        stepper.push(symbol[None])
+    with torch.no_grad():
+        wanted = model.network.head(model.network(stepper.history)[:, -1])
+    return float((stepper._logits - wanted).abs().max() / wanted.abs().max())
 
 
 def score():
@@ -161,7 +191,7 @@ def score():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     part, *rest = sys.argv[1:] or [""]
-    parts = {"quality": quality, "step": step, "sample": sample, "score": score}
+    parts = {"quality": quality, "step": step, "sample": sample, "generate": generate, "score": score}
     if part not in parts:
         sys.exit(__doc__)
     parts[part](*rest)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from probgen.errors import ParameterError, nearest
+from probgen.models.language import compiled
 from probgen.models.language.decoding import Stepper
 
 __all__ = ["Choice", "draw", "grow", "growing", "known_choices"]
@@ -52,9 +53,7 @@ class Choice:
 
     def __call__(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """Changed logits (m, symbols), -inf outside the support; ``seen``: which symbols came before, bool."""
-        if self.repetition_penalty != 1 and seen is not None:
-            weaker = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = torch.where(seen, weaker, logits)
+        logits = self._penalised(logits, seen)
         if self.temperature != 1:
             logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[1]:
@@ -68,15 +67,21 @@ class Choice:
             logits = _without(logits, logits < logits.amax(1, keepdim=True) + math.log(self.min_p))
         return logits
 
+    def _penalised(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        if self.repetition_penalty == 1 or seen is None:
+            return logits
+        weaker = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+        return torch.where(seen, weaker, logits)
+
     def pick(self, logits: Tensor, u: Tensor, seen: Tensor | None = None) -> Tensor:
-        """The symbols that uniform numbers u (m,) choose from logits (m, symbols); few are looked at under top_k."""
-        if not 0 < 2 * self.top_k < logits.shape[1] or self.repetition_penalty != 1:
+        """The symbols that uniform numbers u (m,) choose from logits (m, symbols): ``draw`` of the changed logits.
+
+        By the kernel where it is built; the two differ only where u meets a boundary to rounding.
+        """
+        if not compiled.takes(logits):
             return draw(self(logits, seen), u)
-        largest, order = logits.topk(self.top_k + 1)
-        if (largest[:, -1] == largest[:, -2]).any():  # all that tie with the last stay in
-            return draw(self(logits, seen), u)
-        rest = replace(self, top_k=0)
-        return order.gather(1, draw(rest(largest[:, :-1]), u)[:, None])[:, 0]
+        changed = self._penalised(logits, seen)
+        return compiled.pick(changed, u, self.temperature, self.top_k, self.top_p, self.min_p)
 
 
 def known_choices(options: dict[str, Any]) -> dict[str, Any]:
@@ -115,22 +120,23 @@ def growing(
     """Chooses symbol after symbol for all sequences of a stepper: (rows still open, their new symbols).
 
     A sequence is over when its end is chosen (which is not given out), when its number is put into ``closed``, or
-    after ``most`` symbols. Row i always takes
-    the i-th number of each step's n, so that no sequence depends on when the others end.
+    after ``most`` symbols. Row i always takes the i-th number of each step's n, so that no sequence depends on when
+    the others end.
     """
     n, end = stepper.batch, stepper.network.symbols - 1
     open_rows = torch.arange(n)
     seen = torch.zeros(n, end + 1, dtype=torch.bool) if choice.repetition_penalty != 1 else None
     if seen is not None:
-        seen.scatter_(1, stepper.history, True)[:, -1] = False
+        seen.scatter_(1, stepper.history.expand(n, -1), True)[:, -1] = False
     for step in range(most):
         logits = stepper.logits()
         if step == 0 and not may_be_empty:
+            logits = logits.clone()
             logits[:, end] = -torch.inf
-        u = torch.rand(n, generator=generator, dtype=torch.float64)[open_rows]
-        symbols = choice.pick(logits, u, seen)
-        if stepper.model.alphabet.ends and (over := symbols == end).any():
-            left = (~over).nonzero()[:, 0]
+        u = torch.rand(n, generator=generator, dtype=torch.float64)
+        symbols = choice.pick(logits, u if open_rows.shape[0] == n else u[open_rows], seen)
+        if stepper.model.alphabet.ends and (over := symbols.numpy() == end).any():
+            left = torch.from_numpy(np.flatnonzero(~over))
             if not len(left):
                 return
             open_rows, symbols = open_rows[left], symbols[left]
