@@ -54,6 +54,7 @@ def test_each_symbol_is_the_weighted_mean_by_its_place():
     weights = model.weights.detach().numpy()[buckets]
     wanted = np.log((np.exp(np.stack(parts, 1)) * weights).sum(1))
     steps = model.log_prob_steps(HELD[:1])
+    assert steps.by == "NGram + NGram, mixed symbol by symbol"
     np.testing.assert_allclose(steps.nats, wanted, rtol=1e-12)
     end = [p.log_prob(HELD[:1]).nats[0] - part.sum() for p, part in zip(model.models, parts, strict=True)]
     whole = wanted.sum() + np.log((np.exp(end) * model.weights.detach().numpy()[4]).sum())

@@ -65,6 +65,10 @@ class Blend(GenerativeModel):
         """Whether the end of a sequence is a symbol."""
         return isinstance(self.event, Text)
 
+    @property
+    def _by(self) -> str:
+        return f"{' + '.join(type(model).__name__ for model in self.models)}, mixed symbol by symbol"
+
     def _scored(self, x: Ragged, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, Ragged]:
         """log p_i of each symbol, ends included, (steps, models), and its bucket (steps,); and where they belong."""
         lengths = x.lengths + int(self.ends)
@@ -113,13 +117,13 @@ class Blend(GenerativeModel):
         table, buckets, places = self._scored(x, generator)
         exact = not self.ends or self.event.tokenizer == "bytes"  # type: ignore[attr-defined]
         nats = places.sums(self._mixed(table, buckets))
-        return LogProb(Kind.EXACT if exact else Kind.LOWER, nats, by=f"{len(self.models)} models mixed a symbol")
+        return LogProb(Kind.EXACT if exact else Kind.LOWER, nats, by=self._by)
 
     def _log_prob_steps(self, x: Ragged, given: None, *, generator: torch.Generator) -> LogProb:
         """Of each symbol; the end of a text is no step."""
         table, buckets, places = self._scored(x, generator)
         inner = places.places < (places.lengths - int(self.ends)).repeat_interleave(places.lengths)
-        return LogProb(Kind.EXACT, self._mixed(table, buckets)[inner.numpy()], by=f"{len(self.models)} models mixed")
+        return LogProb(Kind.EXACT, self._mixed(table, buckets)[inner.numpy()], by=self._by)
 
     def _stepper(self, batch: int) -> "_Stepper":
         """The mixed pmf of the next symbol, for codecs."""

@@ -1,5 +1,6 @@
-"""Observations as blocks of symbols, each behind those that came before it; and back."""
+"""Observations as blocks of symbols, in windows that show each block what stands before it; and back."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,38 +10,47 @@ from torch import Tensor
 from probgen.events import Array, Ragged
 from probgen.events.symbols import Alphabet
 
-__all__ = ["Blocks", "Layout"]
+__all__ = ["Layout", "Windows"]
 
 
 @dataclass(frozen=True, eq=False)
-class Blocks:
-    """Blocks of sequences, those of one after the other.
+class Windows:
+    """Windows of N blocks of b symbols, m of them; the last K blocks of each are scored or drawn.
 
     Arguments:
-        ids: Context, then the block, (m, context + block), int64.
-        free: How many symbols of each block are modelled, the first ones; behind them stand ends that are given. (m,)
-        place: Of each block's first symbol in its sequence, (m,).
-        owner: The sequence of each block, (m,).
+        ids: Symbols, (m, N, b), int64.
+        place: Of each block's first symbol in its sequence, (m, N); where it is 0 a sequence begins, which sees
+            nothing of what stands before it in the window.
+        last: Symbol before the window, (m,); a start where a sequence begins.
+        first: N - K, the number of blocks that are only seen.
+        number: Of each of the K blocks among all blocks of all sequences, (m, K).
+        free: How many symbols of each of the K blocks are modelled, the first ones, (m, K); 0 for a block that is not
+            scored here.
     """
 
     ids: Tensor
-    free: Tensor
     place: Tensor
-    owner: Tensor
+    last: Tensor
+    first: int
+    number: Tensor
+    free: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, rows: Tensor) -> "Blocks":
-        return Blocks(self.ids[rows], self.free[rows], self.place[rows], self.owner[rows])
+    def __getitem__(self, rows: Tensor) -> "Windows":
+        ids, place, last = (part[rows] for part in (self.ids, self.place, self.last))
+        return Windows(ids, place, last, self.first, self.number[rows], self.free[rows])
 
-    def packed(self) -> Tensor:
-        """One tensor a block, (m, context + block + 2), for the training loop."""
-        return torch.cat([self.ids, self.free[:, None], self.place[:, None]], 1)
+    @property
+    def inner(self) -> Tensor:
+        """The K blocks, (m, K, b)."""
+        return self.ids[:, self.first :]
 
-    @classmethod
-    def of_packed(cls, rows: Tensor) -> "Blocks":
-        return cls(rows[:, :-2], rows[:, -2], rows[:, -1], torch.arange(len(rows)))
+    @property
+    def inside(self) -> Tensor:
+        """Which of their symbols are modelled, (m, K, b), bool."""
+        return torch.arange(self.ids.shape[2]) < self.free[..., None]
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,11 @@ class Layout(Alphabet):
     one symbol each and its length is given; the cells of an Array are read in raster order.
 
     Arguments:
-        context: Symbols before a block that it is given; starts where there are fewer.
+        before: Symbols before a block that it sees at least, where there are as many; rounded up to whole blocks.
         block: Symbols of a block.
     """
 
-    context: int
+    before: int
     block: int
     advice: ClassVar[str] = "Fill the gaps by infill(x, known=...)"
 
@@ -76,27 +86,96 @@ class Layout(Alphabet):
         """How many symbols can be predicted."""
         return self.size + self.ends
 
+    @property
+    def stride(self) -> int:
+        """Blocks by which windows move on."""
+        return max(1, -(-self.before // self.block))
+
+    @property
+    def span(self) -> int:
+        """Blocks of a window."""
+        return 2 * self.stride if self.before else 1
+
     def legal_at(self, place: Tensor) -> Tensor | None:
-        """Which symbols the places of blocks can hold, (m, block, size), bool; None where that is all of them."""
+        """Which symbols the places of blocks can hold, (..., block, size), bool; None where that is all of them."""
         if not isinstance(self.event, Array) or len(set(self.radix)) == 1:
             return None
         levels = torch.tensor([*self.radix, *[self.size] * self.block])
-        return torch.arange(self.size) < levels[place[:, None] + torch.arange(self.block)][..., None]
+        return torch.arange(self.size) < levels[place[..., None] + torch.arange(self.block)][..., None]
+
+    def masked(self, logits: Tensor, windows: Windows, hidden: Tensor) -> Tensor:
+        """Logits of hidden symbols (masked, outcomes) without the levels that their places lack."""
+        legal = self.legal_at(windows.place[:, windows.first :])
+        return (
+            logits
+            if legal is None
+            else logits.masked_fill(~legal[:, None].expand(*hidden.shape, -1)[hidden], -torch.inf)
+        )
 
     def sequences(self, x: Tensor | Ragged) -> list[Tensor]:
         """Symbol ids of checked data, one tensor a sequence; raises as ``ids``."""
         return self.ids(x).split()
 
-    def blocks(self, sequences: list[Tensor], stride: int = 0) -> Blocks:
-        """Blocks of symbols; with a ``stride`` they overlap, for learning."""
-        stride, c, b = stride or self.block, self.context, self.block
-        ids, free, place, owner = [], [], [], []
-        for row, one in enumerate(sequences):
-            last = len(one) + 1 if self.ends else len(one)
-            filled = torch.cat([one.new_full((c,), self.start), one, one.new_full((b,), self.end)])
-            for begin in range(0, last, stride):
-                ids.append(filled[begin : begin + c + b])
-                free.append(b if self.ends else min(b, len(one) - begin))
-                place.append(begin)
-                owner.append(row)
-        return Blocks(torch.stack(ids), torch.tensor(free), torch.tensor(place), torch.tensor(owner))
+    def count(self, length: int) -> int:
+        """Blocks of a sequence."""
+        return -(-(length + self.ends) // self.block)
+
+    def filled(self, one: Tensor) -> Tensor:
+        """A sequence as whole blocks, (blocks, block)."""
+        blocks = self.count(len(one))
+        return torch.cat([one, one.new_full((blocks * self.block - len(one),), self.end)]).view(blocks, self.block)
+
+    def free(self, length: int, blocks: Tensor) -> Tensor:
+        """How many symbols of some blocks, by number in their sequence, are modelled."""
+        if self.ends:
+            return torch.full_like(blocks, self.block)
+        return (length - blocks * self.block).clamp(0, self.block)
+
+    def begin(self, block: int) -> int:
+        """The block with which the window of a block begins."""
+        return 0 if block < self.span else (block - self.span) // self.stride * self.stride + self.stride
+
+    def windows(self, sequences: Sequence[Tensor]) -> list[Windows]:
+        """All blocks of all sequences, each scored in one window; windows of one shape stand together."""
+        made: dict[tuple[int, int], list[tuple[Tensor, ...]]] = {}
+        before = 0
+        for one in sequences:
+            blocks, total = self.filled(one), self.count(len(one))
+            heads = [0, *range(self.span, total, self.stride)]  # the first block that a window scores
+            for head, end in zip(heads, [*heads[1:], total], strict=True):
+                begin = self.begin(head)
+                number = torch.arange(head, end)
+                last = one[begin * self.block - 1] if begin else torch.tensor(self.start)
+                parts = blocks[begin:end], torch.arange(begin, end) * self.block, last
+                made.setdefault((end - begin, head - begin), []).append(
+                    (*parts, before + number, self.free(len(one), number))
+                )
+            before += total
+        return [self._stacked(rows, first) for (_, first), rows in made.items()]
+
+    def _stacked(self, rows: list[tuple[Tensor, ...]], first: int) -> Windows:
+        ids, place, last, number, free = (torch.stack(part) for part in zip(*rows, strict=True))
+        return Windows(ids, place, last, first, number, free)
+
+    def packed(self, sequences: Sequence[Tensor]) -> Tensor:
+        """Overlapping windows of one stream of all blocks, for the training loop: (n, N (block + 2) + 1), int64.
+
+        Sequences stand one after the other; windows wrap round at the end of the stream.
+        """
+        blocks = torch.cat([self.filled(one) for one in sequences])
+        number = torch.cat([torch.arange(self.count(len(one))) for one in sequences])
+        free = torch.cat([self.free(len(one), torch.arange(self.count(len(one)))) for one in sequences])
+        span = min(self.span, len(blocks))
+        at = (torch.arange(0, len(blocks), max(1, span // 2))[:, None] + torch.arange(span)) % len(blocks)
+        last = blocks[at[:, 0] - 1, -1].where(number[at[:, 0]] > 0, self.start)
+        return torch.cat([blocks[at].flatten(1), number[at] * self.block, free[at], last[:, None]], 1)
+
+    def unpacked(self, rows: Tensor) -> Windows:
+        """Windows that ``packed`` made. A first block is not scored where what stands before it is cut off."""
+        span = (rows.shape[1] - 1) // (self.block + 2)
+        ids, place, free, last = rows.split([span * self.block, span, span, 1], 1)
+        free = free.clone()
+        if span > 1 or self.before:
+            free[:, 0].masked_fill_(place[:, 0] > 0, 0)
+        number = torch.arange(free.numel()).view_as(free)
+        return Windows(ids.reshape(len(ids), span, self.block), place, last[:, 0], 0, number, free)

@@ -1,5 +1,6 @@
 """The family TextDiffusion: lower bounds on the likelihood of text, drawn in any order."""
 
+import inspect
 from os import PathLike
 from typing import Any, Literal, Self
 
@@ -9,39 +10,46 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from probgen.errors import ParameterError, ShapeError, StructureError
-from probgen.events import Array, Event, Ragged, Series, Text
+from probgen.errors import ParameterError, ShapeError, StructureError, nearest
+from probgen.events import BPE, Array, Event, Ragged, Series, Text
 from probgen.events.symbols import why_not
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
-from probgen.models.textdiffusion.blocks import Blocks, Layout
-from probgen.models.textdiffusion.bound import Denoising, MaskingBound
-from probgen.nn.transformer import Transformer
-from probgen.training import Player, Schedule, train
+from probgen.models.textdiffusion import drawing
+from probgen.models.textdiffusion.blocks import Layout, Windows
+from probgen.models.textdiffusion.bound import MaskingBound, chunks
+from probgen.models.textdiffusion.learning import player
+from probgen.models.textdiffusion.network import Denoiser, Past
+from probgen.training import train
+from probgen.training.muon import Ramp, halves_well
 
 __all__ = ["TextDiffusion"]
 
 _MOST = 4096  # symbols of a text that is drawn
-_TOGETHER = 256  # sequences that are drawn side by side
+_TOGETHER = 1024  # sequences that are drawn side by side
+_HELD = 64  # windows that choose the best state, at most
+_LOGITS = 1 << 22  # log-probabilities in memory at a time
 
 
 class TextDiffusion(GenerativeModel):
     """Absorbing-state diffusion: symbols are masked at random, a transformer that looks both ways says what they were.
 
-    A sequence is cut into blocks; each is diffused given the symbols before it, ``before`` of them at most. Inside a
+    A sequence is cut into blocks; each is diffused given the symbols that stand before it in its window. Inside a
     block the generative process is p: places in a uniformly random order, each symbol from the network given all that
     stand. ``log_prob`` is LOWER: the mean over orders of log p(x, order), unbiased, by ``MaskingBound``. In a text's
     last block ends fill the rest, so its length is modelled; that of a Series is given. The more symbols a block has
     the more freely it is drawn, and the weaker it is as a likelihood; ``block=1`` is an autoregressive model.
+    ``TextDiffusion.learn(texts)`` learns a BPE too: over tokens it is a far better model of text than over bytes.
 
     ``given`` is a prefix for ``sample``; ``infill`` draws what is missing anywhere in a block.
 
     Arguments:
         event: Text() by default; Series or Array of levels.
         layers, width, heads, hidden, pairs: Of the transformer (see nn.Transformer); hidden=0 takes 4 * width.
-        block: Symbols of a block; 0 takes 32, of an Array all cells, at most 256.
-        before: Symbols before a block that it sees; -1 takes 32, and 0 for an Array of one block.
-        precision: "single" (text) or "double" (the rest) by default.
+        block: Symbols of a block; 0 takes 4. An Array may be one block of all its cells.
+        before: Symbols before a block that it sees at least, where there are as many; -1 takes 128 or a block, 0 where
+            an Array is one block. Windows hold twice as many and move on by as many: they are part of the model.
+        precision: "single" or "double". Scores in single agree to 1e-5.
 
     Austin et al. (2021); Sahoo et al. (2024); Shi et al. (2024); Arriola et al. (2025) for blocks.
     """
@@ -56,7 +64,7 @@ class TextDiffusion(GenerativeModel):
         before: int = -1,
         hidden: int = 0,
         pairs: int = 16384,
-        precision: Literal["single", "double"] | None = None,
+        precision: Literal["single", "double"] = "single",
     ) -> None:
         super().__init__(Text() if event is None else event)
         least = {"layers": 1, "width": 2, "heads": 1, "block": 0, "before": -1, "hidden": 0, "pairs": 0}
@@ -66,18 +74,18 @@ class TextDiffusion(GenerativeModel):
                 raise ParameterError(f"{name}={value!r}", f"a whole number from {least[name]}")
         if width % (2 * heads):
             raise StructureError(f"width={width} with heads={heads}", "a width that 2 * heads divides")
-        if precision not in (None, "single", "double"):
+        if precision not in ("single", "double"):
             raise ParameterError(f"precision={precision!r}", "'single' or 'double'")
         cells = self.event.dims if isinstance(self.event, Array) else 0
         self.layers, self.width, self.heads, self.pairs = layers, width, heads, pairs
-        self.block = block or (min(cells, 256) if cells else 32)
-        self.before = before if before >= 0 else 0 if 0 < cells <= self.block else 32
+        self.block = block or min(cells or 4, 4)
+        self.before = before if before >= 0 else 0 if 0 < cells <= self.block else max(128, self.block)
         self.hidden, self.precision = hidden or 4 * width, precision
         self.layout = Layout(self.event, self.before, self.block)
         symbols = self.layout.size + 3
-        self.network = Transformer(symbols, layers, width, heads, self.hidden, min(pairs, symbols * symbols))
-        single = precision == "single" or (precision is None and isinstance(self.event, Text))
-        self.network.to(torch.float32 if single else torch.float64)
+        pairs = min(pairs, symbols * symbols)
+        self.network = Denoiser(symbols, self.block, layers, width, heads, self.hidden, pairs)
+        self.network.to(torch.float32 if precision == "single" else torch.float64)
 
     @classmethod
     def suits(cls, event: Event) -> str | None:
@@ -87,23 +95,60 @@ class TextDiffusion(GenerativeModel):
     def for_event(cls, event: Event, **options: Any) -> Self:
         return cls(event, **options)
 
-    def log_pmf(self, blocks: Blocks, hidden: Tensor) -> Tensor:
+    @classmethod
+    def learn(cls, texts: Any, *, tokens: int = 2048, seed: int | None = None, **options: Any) -> Self:
+        """A model of texts, its tokenizer learnt first, then fitted.
+
+        Arguments:
+            texts: As Text takes them.
+            tokens: Of the BPE; 256 models bytes.
+            seed: As of fit.
+            **options: The constructor's (block=, layers=, ...) and fit's (budget=, steps=, ...).
+
+        Raises:
+            MissingExtra: without the package tokenizers. ParameterError: an option that neither has.
+        """
+        if "event" in options:
+            raise ParameterError("event= for learn()", "no event: learn makes it", "TextDiffusion(event).fit(texts)")
+        own = set(inspect.signature(cls).parameters)
+        fits = set(inspect.signature(cls._fit).parameters) - {"self", "x", "given", "generator"}
+        for name in set(options) - own - fits:
+            raise ParameterError(f"TextDiffusion.learn has no option {name!r}", "", nearest(name, own | fits))
+        plain = Text()
+        words = plain.restore(plain.check(texts).x)
+        event = plain if tokens == 256 else Text(BPE.learn(words, tokens))
+        made = cls(event, **{name: value for name, value in options.items() if name in own})
+        return made.fit(texts, seed=seed, **{name: value for name, value in options.items() if name in fits})
+
+    def log_pmf(
+        self, windows: Windows, hidden: Tensor, wanted: Tensor | None = None, past: Past | None = None
+    ) -> Tensor:
         """log p of every symbol at each masked place given all that are not masked, (masked, outcomes), with gradients.
 
         Arguments:
-            hidden: Which symbols of the blocks are masked, (m, block), bool.
+            hidden: Which symbols of the windows' last blocks are masked, S times: (m, S, K, b), bool.
+            wanted: At which of them; all by default.
+            past: Of the network, where it has read the windows before.
         """
-        layout = self.layout
-        ids = blocks.ids.clone()
-        ids[:, layout.context :][hidden] = layout.mask
-        steps = ids.shape[1]
-        both_ways = self.network.embedding.new_zeros(steps, steps)
-        features = self.network(ids, both_ways)[:, layout.context :][hidden]
-        logits = self.network.head(features)[:, : layout.outcomes]
-        legal = layout.legal_at(blocks.place)
-        if legal is not None:
-            logits = logits.masked_fill(~legal[hidden], -torch.inf)
-        return logits.log_softmax(-1)
+        return self._logits(self._features(windows, hidden, past), windows, hidden, wanted).log_softmax(-1)
+
+    def log_own(self, windows: Windows, hidden: Tensor) -> Tensor:
+        """log p of each masked symbol itself given all that are not masked, (masked,), with gradients."""
+        features, found = self._features(windows, hidden), []
+        target = windows.inner[:, None].expand_as(hidden)
+        for rows in torch.arange(len(hidden)).split(max(1, _LOGITS // (hidden[0].numel() * self.layout.outcomes))):
+            part = hidden[rows]
+            logits = self._logits(features[rows], windows[rows], part)
+            found.append(logits.gather(1, target[rows][part][:, None])[:, 0] - logits.logsumexp(1))
+        return torch.cat(found)
+
+    def _features(self, windows: Windows, hidden: Tensor, past: Past | None = None) -> Tensor:
+        masked = windows.inner[:, None].expand_as(hidden).masked_fill(hidden, self.layout.mask)
+        return self.network(windows, masked, past)
+
+    def _logits(self, features: Tensor, windows: Windows, hidden: Tensor, wanted: Tensor | None = None) -> Tensor:
+        at = hidden if wanted is None else wanted
+        return self.layout.masked(self.network.head(features[at])[:, : self.layout.outcomes], windows, at)
 
     # Hooks
 
@@ -115,46 +160,58 @@ class TextDiffusion(GenerativeModel):
         if x is None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             return self._sample(n, given, generator=generator)
-        blocks = self.layout.blocks(self.layout.sequences(x))
+        sequences = self.layout.sequences(x)
+        counts = self._counts(sequences)
         with pyro.plate("rows", len(x)):
-            order = self._order(blocks, len(x))
-            own = self._along(blocks, order[blocks.owner, _numbers(blocks.owner)])
-            pyro.factor("x", torch.zeros(len(x), dtype=own.dtype).index_add(0, blocks.owner, own))
+            order = self._order(counts)
+            inside = torch.arange(order.shape[1]) < counts[:, None]
+            own = self._along(sequences, order[inside])
+            owner = torch.arange(len(x)).repeat_interleave(counts)
+            pyro.factor("x", torch.zeros(len(x), dtype=own.dtype).index_add(0, owner, own))
         return x
 
     def guide(self, x: Any = None, given: Ragged | None = None, n: int = 1) -> Any:
         if x is not None:
             with pyro.plate("rows", len(x)):
-                self._order(self.layout.blocks(self.layout.sequences(x)), len(x))
+                self._order(self._counts(self.layout.sequences(x)))
 
-    def _order(self, blocks: Blocks, n: int) -> Tensor:
-        most = int(torch.bincount(blocks.owner).max())
-        low = torch.zeros(n, most, self.block, dtype=torch.float64)
+    def _counts(self, sequences: list[Tensor]) -> Tensor:
+        return torch.tensor([self.layout.count(len(one)) for one in sequences])
+
+    def _order(self, counts: Tensor) -> Tensor:
+        low = torch.zeros(len(counts), int(counts.max()), self.block, dtype=torch.float64)
         return pyro.sample("order", dist.Uniform(low, low + 1).to_event(2))
 
-    def _along(self, blocks: Blocks, order: Tensor) -> Tensor:
-        """log p of each block in one order of its places, (m,)."""
-        inside = torch.arange(self.block) < blocks.free[:, None]
-        rank = order.masked_fill(~inside, torch.inf).argsort(1).argsort(1)
-        total = torch.zeros(len(blocks), dtype=self.network.embedding.dtype)
-        for step in range(self.block):
-            hidden = (rank >= step) & inside
-            row = hidden.nonzero()[:, 0]
-            now = rank[hidden] == step
-            target = blocks.ids[:, self.layout.context :][hidden]
-            own = self.log_pmf(blocks, hidden).gather(1, target[:, None])[:, 0]
-            total = total.index_add(0, row[now], own[now])
+    def _along(self, sequences: list[Tensor], order: Tensor) -> Tensor:
+        """log p of each block of all sequences in one order of its places (blocks, b), (blocks,)."""
+        total = torch.zeros(len(order), dtype=self.network.dtype)
+        for windows in (part for group in self.layout.windows(sequences) for part in chunks(group, 1)):
+            inside = windows.inside
+            rank = order[windows.number].masked_fill(~inside, torch.inf).argsort(-1).argsort(-1)
+            for step in range(self.block):
+                hidden, now = ((rank >= step) & inside)[:, None], (rank == step) & inside
+                target = windows.inner[now][:, None]
+                own = self.log_pmf(windows, hidden, now[:, None]).gather(1, target)[:, 0]
+                total = total.index_add(0, windows.number[now.any(-1)], own)
         return total
 
     def _log_prob(self, x: Any, given: None, *, generator: torch.Generator) -> LogProb:
-        if given is not None:
-            raise ParameterError("given= for log_prob", "whole sequences: a prefix is for sample alone", "Leave it out")
         return MaskingBound()(self, x, generator=generator)
+
+    def _check_weights(self) -> None:
+        for name, weight in self.network.named_parameters():
+            if not torch.isfinite(weight.sum()):
+                raise ParameterError(
+                    f"The weights of network.{name} are not finite", "finite numbers",
+                    "Load the model again, or fit it with a smaller learning_rate",
+                )  # fmt: skip
 
     def _check_given(self, given: Any, data: Any) -> Any:
         """A prefix to draw after: one text, or a list of one sequence."""
         if given is None or not isinstance(self.event, Text | Series):
             return super()._check_given(given, data)
+        if data is not None:
+            raise ParameterError("given= beside data", "whole sequences: a prefix is for sample alone", "Leave it out")
         prefix = self.event.check(given).x
         if len(prefix) != 1:
             raise ParameterError(f"given= holds {len(prefix)} prefixes", "one prefix", "Ask prefix by prefix")
@@ -173,58 +230,14 @@ class TextDiffusion(GenerativeModel):
 
         ``steps``: network calls a block; fewer than its symbols draws several at once, another distribution.
         """
+        self._check_weights()
         most, steps = self._room(length), self._steps(steps)
         prefix = torch.empty(0, dtype=torch.int64) if given is None else self.layout.sequences(given)[0]
         most = max(most, len(prefix) + 1) if self.layout.ends else most
         parts: list[Tensor] = []
         while len(parts) < n:
-            parts += self._grown(min(n - len(parts), _TOGETHER), prefix, most, steps, generator)
+            parts += drawing.grown(self, min(n - len(parts), _TOGETHER), prefix, most, steps, generator)
         return self.layout.observations(parts)
-
-    def _grown(self, n: int, prefix: Tensor, most: int, steps: int, generator: torch.Generator) -> list[Tensor]:
-        """Block after block, until all have ended or have ``most`` symbols."""
-        layout = self.layout
-        found = torch.full((n, layout.context + most + layout.block), layout.end)
-        found[:, : layout.context] = layout.start
-        found[:, layout.context : layout.context + len(prefix)] = prefix
-        open_rows = torch.arange(n)
-        for begin in range(len(prefix) // layout.block * layout.block, most, layout.block):
-            free = layout.block if layout.ends else min(layout.block, most - begin)
-            blocks = self._window(found[open_rows], begin, free)
-            known = torch.arange(layout.block).expand(len(blocks), -1) + begin < len(prefix)
-            self._fill(blocks, known, steps, generator, begin == 0 and not len(prefix))
-            own = blocks.ids[:, layout.context :]
-            found[open_rows, layout.context + begin : layout.context + begin + layout.block] = own
-            open_rows = open_rows[~(own == layout.end).any(1)] if layout.ends else open_rows
-            if not len(open_rows):
-                break
-        rows = found[:, layout.context : layout.context + most]
-        ended = (rows == layout.end).long()
-        lengths = torch.where(ended.any(1), ended.argmax(1), most)
-        return [row[:size] for row, size in zip(rows, lengths.tolist(), strict=True)]
-
-    def _window(self, found: Tensor, begin: int, free: int) -> Blocks:
-        ids = found[:, begin : begin + self.layout.context + self.layout.block].clone()
-        m = len(ids)
-        return Blocks(ids, torch.full((m,), free), torch.full((m,), begin), torch.arange(m))
-
-    def _fill(self, blocks: Blocks, known: Tensor, steps: int, generator: torch.Generator, begins: bool) -> None:
-        """Draws all symbols that are not known in place, in a random order; the first of a text is no end."""
-        layout = self.layout
-        hidden = ~known & (torch.arange(layout.block) < blocks.free[:, None])
-        order = torch.rand(hidden.shape, generator=generator).masked_fill(~hidden, torch.inf)
-        rank, count = order.argsort(1).argsort(1), hidden.sum(1, keepdim=True)
-        own = blocks.ids[:, layout.context :]
-        for step in range(steps):
-            now = hidden & (rank < (count * (step + 1) / steps).ceil())
-            if not now.any():
-                continue
-            pmf = self.log_pmf(blocks, hidden).double().exp()
-            if begins and layout.ends:
-                pmf[hidden.nonzero()[:, 1] == 0, layout.end] = 0.0
-            drawn = torch.multinomial(pmf, 1, generator=generator)[:, 0]
-            own[now] = drawn[now[hidden]]
-            hidden = hidden & ~now
 
     def _room(self, length: int | None) -> int:
         fixed = self.layout.length
@@ -253,32 +266,38 @@ class TextDiffusion(GenerativeModel):
         generator: torch.Generator,
         budget: float = 60.0,
         steps: int | None = None,
-        batch_size: int = 64,
-        learning_rate: float = 3e-3,
+        batch_size: int = 8,
+        learning_rate: float = 0.03,
         validation: float = 0.02,
         weight_decay: float = 0.0,
-        warmup: int = 50,
-        clip: float = 1.0,
+        warmup: int = 20,
+        descent: float = 0.6,
         ema: float = 0.0,
         patience: int = 0,
         checkpoint: str | PathLike | None = None,
         every: int = 500,
         resume: bool = False,
         progress: bool | None = None,
+        bfloat16: bool | None = None,
     ) -> FitReport:
-        """Ascends the bound by AdamW; ``budget`` in seconds, unless ``steps``; the objective is in nats a symbol."""
-        if given is not None:
-            raise ParameterError("given= for fit", "no prefix: whole sequences are learnt", "Leave it out")
-        data = self.layout.blocks(self.layout.sequences(x)).packed()
-        plan = Schedule(
-            steps=steps, budget=budget, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, clip=clip,
-            weight_decay=weight_decay, ema=ema, validation=validation if len(data) >= 50 else 0.0, patience=patience,
-            grace=0.3, evaluations=8, checkpoint=checkpoint, every=every, resume=resume,
+        """Ascends the bound by Muon for matrices and AdamW for tables.
+
+        ``budget`` in seconds, unless ``steps`` is given; ``batch_size`` windows a step, each of ``2 * before`` symbols;
+        ``learning_rate`` of the matrices (half of it for tables), linear to zero over the last share ``descent``;
+        ``validation``: share of windows held out to choose the best state, 64 of them at most; ``bfloat16``: whether to
+        multiply in it, None where the processor has instructions for it. The objective is in nats a symbol.
+        """
+        data = self.layout.packed(self.layout.sequences(x))
+        held = min(validation, _HELD / len(data)) if len(data) >= 50 else 0.0
+        plan = Ramp(
+            steps=steps, budget=budget, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup, clip=0.0,
+            weight_decay=weight_decay, ema=ema, validation=held, patience=patience, grace=0.3, evaluations=8,
+            checkpoint=checkpoint, every=every, resume=resume, descent=descent,
         )  # fmt: skip
         if not resume:
             self.network.reset(generator)
-        player = Player(Denoising(self), list(self.network.parameters()), betas=(0.9, 0.95))
-        return train(self, [player], data, plan, generator=generator, progress=progress)
+        half = halves_well(self.network) if bfloat16 is None else bfloat16
+        return train(self, [player(self, half)], data, plan, generator=generator, progress=progress)
 
     # Questions of its own
 
@@ -288,7 +307,8 @@ class TextDiffusion(GenerativeModel):
     ) -> Any:
         """Draws what is missing in each row from p(missing | known, length), in the form that came in.
 
-        A block is filled given all of its known symbols and those before it; later blocks are not looked at.
+        A block is filled given all of its known symbols and those before it; later blocks are not looked at. An end is
+        never drawn.
 
         Arguments:
             x: Data of the event; what stands at missing places is not read.
@@ -296,30 +316,13 @@ class TextDiffusion(GenerativeModel):
             blank: In texts of bytes, the character that stands for one missing byte.
         """
         self._check_fitted()
+        self._check_weights()
         checked = self._check(x)
         rows = [row.clone() for row in self.layout.sequences(checked.x)]
         masks = self._known(rows, known, blank)
         generator, count = generator_of(seed), self._steps(steps)
-        for number in range(max(-(-len(row) // self.block) for row in rows)):
-            self._infill_block(rows, masks, number, count, generator)
+        rows = drawing.infilled(self, rows, masks, count, generator)
         return self.event.restore(self.layout.observations(rows), checked.form)
-
-    def _infill_block(
-        self, rows: list[Tensor], masks: list[Tensor], number: int, steps: int, generator: torch.Generator
-    ) -> None:
-        """Draws what is missing in one block of each row, in place."""
-        piece = slice(number * self.block, (number + 1) * self.block)
-        some = [i for i, mask in enumerate(masks) if not mask[piece].all()]
-        for part in (some[i : i + _TOGETHER] for i in range(0, len(some), _TOGETHER)):
-            blocks = self.layout.blocks([rows[i] for i in part])
-            blocks = blocks[blocks.place == piece.start]
-            known = torch.ones(len(part), self.block, dtype=torch.bool)
-            for row, i in enumerate(part):
-                known[row, : len(masks[i][piece])] = masks[i][piece]
-            self._fill(blocks, known, steps, generator, False)
-            for row, i in enumerate(part):
-                own = blocks.ids[row, self.layout.context :]
-                rows[i][piece] = own[: len(rows[i][piece])]
 
     def _known(self, rows: list[Tensor], known: Any, blank: str) -> list[Tensor]:
         if isinstance(self.event, Text):
@@ -333,9 +336,3 @@ class TextDiffusion(GenerativeModel):
         if [len(mask) for mask in masks] != [len(row) for row in rows]:
             raise ShapeError("known= of another size than x", "one bool a symbol, row by row", "Give known=")
         return masks
-
-
-def _numbers(owner: Tensor) -> Tensor:
-    """Of each block in its sequence, (m,)."""
-    counts = torch.bincount(owner)
-    return torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
