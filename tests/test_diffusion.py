@@ -193,7 +193,7 @@ def test_the_bound_stays_below_the_truth_on_gaussian_data_and_shrinks_in_the_cha
     gaps = []
     for chain in (5, 30):
         model = Diffusion(Array((2,)), hidden=32, blocks=1, chain=chain)
-        model.load_state_dict({**reals.state_dict(), "residual": model.residual})
+        model.load_state_dict({**reals.state_dict(), "residual": model.residual, "moments": model.moments})
         with torch.no_grad():  # no correction: the velocity of independent normals, whose residual is known
             for p in model.velocity.parameters():
                 p.zero_()

@@ -231,10 +231,14 @@ class Levels(Block):
     def encode(self, x: Tensor) -> Tensor:
         return (x.to(torch.float64) - self.centre) / self.spread
 
+    @property
+    def places(self) -> Tensor:
+        """c_k of every level, (cells, levels)."""
+        return (torch.arange(self.most, dtype=torch.float64) - self.centre[:, None]) / self.spread[:, None]
+
     def _logits(self, seen: Seen) -> Tensor:
-        values = torch.arange(self.most, dtype=torch.float64)
-        places = math.cos(seen.t) * (values - self.centre[:, None]) / self.spread[:, None]
-        return self.log_margin - 0.5 * ((seen.y[..., None] - places) / math.sin(seen.t)).square()
+        away = (seen.y[..., None] - math.cos(seen.t) * self.places) / math.sin(seen.t)
+        return self.log_margin - 0.5 * away.square()
 
     def nats(self, x: Tensor, seen: Seen) -> Tensor:
         log_p = self._logits(seen).log_softmax(-1)

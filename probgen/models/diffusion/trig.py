@@ -15,13 +15,26 @@ from torch import Tensor
 
 from probgen.errors import ParameterError, nearest
 
-__all__ = ["END", "SOLVERS", "Bridge", "Field", "Sampler", "bridge", "chain_times", "descend", "flow_times", "solve"]
+__all__ = [
+    "END",
+    "LATEST",
+    "SOLVERS",
+    "Bridge",
+    "Field",
+    "Sampler",
+    "bridge",
+    "chain_times",
+    "descend",
+    "extrapolation",
+    "flow_times",
+    "solve",
+]
 
 Field = Callable[[Tensor, float], Tensor]
 Sampler = Literal["ab2", "ab4", "heun", "rk4", "ancestral"]
 SOLVERS = ("ab2", "ab4", "heun", "rk4")
 END = math.pi / 2
-_LATEST = 1.45  # of the chain's times before pi/2
+LATEST = 1.45  # of the chain's times before pi/2
 
 
 def flow_times(steps: int, first: float = 0.0, power: float = 1.5) -> Tensor:
@@ -32,7 +45,7 @@ def flow_times(steps: int, first: float = 0.0, power: float = 1.5) -> Tensor:
 
 def chain_times(steps: int, first: float) -> Tensor:
     """Times of a chain, ascending: from ``first`` to 1.45 at equal ratios of tan t, then pi/2; (steps,), float64."""
-    low, high = math.log(math.tan(first)), math.log(math.tan(_LATEST))
+    low, high = math.log(math.tan(first)), math.log(math.tan(LATEST))
     return torch.cat([
         torch.linspace(low, high, steps - 1, dtype=torch.float64).exp().atan(),
         torch.tensor([END], dtype=torch.float64),
@@ -89,12 +102,16 @@ def solve(field: Field, y: Tensor, times: Tensor, solver: str) -> Tensor:
 
 
 def _extrapolated(past: list[tuple[float, Tensor]], h: float) -> Tensor:
-    """Mean over the next h of the polynomial through past velocities and their times (Adams-Bashforth on any grid)."""
-    now = past[-1][0]
-    offsets = torch.tensor([(t - now) / h for t, _ in past], dtype=torch.float64)
-    powers = torch.arange(len(past), dtype=torch.float64)
-    weights = torch.linalg.solve(offsets ** powers[:, None], 1 / (powers + 1))
+    weights = extrapolation([t for t, _ in past], h)
     return sum((w * v for w, (_, v) in zip(weights.tolist(), past, strict=True)), torch.zeros_like(past[0][1]))
+
+
+def extrapolation(times: list[float], h: float) -> Tensor:
+    """Weights of past velocities in the mean, over the next h, of the polynomial through them and their times
+    (Adams-Bashforth on any grid), (len(times),), float64."""
+    offsets = torch.tensor([(t - times[-1]) / h for t in times], dtype=torch.float64)
+    powers = torch.arange(len(times), dtype=torch.float64)
+    return torch.linalg.solve(offsets ** powers[:, None], 1 / (powers + 1))
 
 
 def _runge_kutta(field: Field, y: Tensor, first: Tensor, t: float, h: float) -> Tensor:
