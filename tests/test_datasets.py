@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import json
 import math
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,11 +14,12 @@ import pandas as pd
 import pytest
 
 from probgen import datasets
-from probgen.errors import DataError, ParameterError
-from probgen.events import Array, Category, Real, Series, Table, Text
+from probgen.datasets.captions import FASHION, TONES, fashion_caption_list
+from probgen.errors import DataError, MissingExtra, ParameterError, ShapeError
+from probgen.events import Array, Category, Real, Record, Series, Table, Text
 
 TOYS = (datasets.checkerboard, datasets.eight_gaussians, datasets.moons)
-FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION_FILES = Path("/usr/share/datasets/fashion-mnist")
 
 
 def as_array(x):
@@ -117,7 +120,7 @@ def test_melodies_are_39_tunes_whose_codes_are_in_range():
 
 
 @pytest.mark.debian
-@pytest.mark.skipif(not FASHION.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+@pytest.mark.skipif(not FASHION_FILES.exists(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_fashion_mnist_is_70000_pictures():
     fashion = datasets.load("fashion_mnist")
     assert fashion.x.shape == (70_000, 28, 28)
@@ -137,12 +140,264 @@ def test_fashion_mnist_without_its_files_names_the_package(tmp_path):
         datasets.fashion_mnist(tmp_path)
 
 
-@pytest.mark.parametrize("name", sorted(set(datasets.names()) - {"fashion_mnist"}))
+@pytest.mark.parametrize("name", sorted(set(datasets.names()) - {"fashion_mnist", "fashion_captions"}))
 def test_every_embedded_set_passes_its_own_event(name):
     loaded = datasets.load(name)
     assert loaded.name == name
     assert len(loaded) == len(loaded.event.check(loaded.x)) > 0
     assert loaded.about
+
+
+# Captions
+
+
+def garment(rows, columns, grey=255):
+    """A rectangle of one grey on white, (28, 28)."""
+    picture = np.zeros((28, 28), dtype=np.uint8)
+    picture[slice(*rows), slice(*columns)] = grey
+    return picture
+
+
+def caption(picture, name):
+    return fashion_caption_list(picture[None], np.array([list(FASHION).index(name)]))[0]
+
+
+@pytest.mark.parametrize(
+    ("grey", "tone"), [(45, "bright"), (127, "bright"), (128, "grey"), (191, "grey"), (192, "dark")]
+)
+def test_the_tone_of_a_caption_is_the_mean_of_the_garment(grey, tone):
+    assert caption(garment((2, 26), (8, 20), grey), "coat") == f"a {tone} coat"
+    faint = garment((2, 26), (8, 20), grey)
+    faint[0] = 39  # below the ink threshold: no part of the garment
+    assert caption(faint, "coat") == f"a {tone} coat"
+
+
+def test_widths_sleeves_heels_and_handles_are_measured():
+    assert caption(garment((0, 28), (8, 19)), "trousers") == "a pair of dark narrow trousers"
+    assert caption(garment((0, 28), (8, 20)), "trousers") == "a pair of dark wide trousers"
+    assert caption(garment((0, 28), (6, 20)), "dress") == "a dark narrow dress"
+    assert caption(garment((0, 28), (6, 21)), "dress") == "a dark wide dress"
+    shirt = garment((1, 27), (8, 20))
+    assert caption(shirt, "shirt") == "a dark long-sleeved shirt"
+    assert caption(shirt, "t-shirt") == "a dark sleeveless t-shirt"
+    shirt[2:9, 5:23] = 255
+    assert caption(shirt, "shirt") == "a dark short-sleeved shirt"
+    assert caption(shirt, "t-shirt") == "a dark t-shirt"
+    boot = garment((5, 24), (2, 26))
+    assert caption(boot, "boot") == "a dark boot"
+    boot[21:24, 12:15] = 0
+    assert caption(boot, "boot") == "a dark boot with a heel"
+    boot[21:24, 12] = 255
+    assert caption(boot, "sandal") == "a dark sandal"
+    assert caption(garment((8, 22), (0, 28)), "sneaker") == "a dark sneaker"
+    assert caption(garment((8, 23), (0, 28)), "sneaker") == "a dark high sneaker"
+    bag = garment((8, 26), (1, 27))
+    assert caption(bag, "bag") == "a dark wide bag"
+    bag[4:8, 8] = bag[4:8, 18] = 255
+    assert caption(bag, "bag") == "a dark wide bag with a handle"
+    assert caption(garment((8, 26), (1, 26)), "bag") == "a dark narrow bag"
+
+
+def test_a_picture_without_ink_has_a_caption_too():
+    assert {caption(np.zeros((28, 28), np.uint8), name).split()[-1] for name in FASHION} >= {"boot", "handle", "coat"}
+
+
+def fashion_folder(folder, train=12, held=2):
+    rng = np.random.default_rng(1)
+    for part, n in (("train", train), ("t10k", held)):
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(n, dtype=np.uint8) % 10))
+    return folder
+
+
+def test_fashion_captions_are_dithered_or_cut_into_levels_and_hold_out_the_test_rows(tmp_path):
+    grey = datasets.fashion_mnist(fashion_folder(tmp_path)).x
+    two, four = (datasets.fashion_captions(tmp_path, levels) for levels in (2, 4))
+    screen = np.tile([[40, 150], [200, 100]], (14, 14))
+    assert (two.x["image"] == (grey >= screen)).all()
+    assert (four.x["image"] == grey // 64).all()
+    assert two.x["caption"] == four.x["caption"]
+    assert four.event.parts["image"] == Array((28, 28), levels=4)
+    train, held = two.split()
+    assert (len(train["caption"]), len(held["caption"])) == (12, 2)
+    assert held["caption"] == two.x["caption"][12:]
+
+
+@pytest.mark.parametrize("levels", [1, 257, 2.0, True, None])
+def test_fashion_captions_refuse_levels_that_a_picture_has_not(levels, tmp_path):
+    with pytest.raises(ParameterError, match="from 2 to 256"):
+        datasets.fashion_captions(fashion_folder(tmp_path), levels)
+
+
+def test_fashion_captions_without_labels_name_the_file(tmp_path):
+    (fashion_folder(tmp_path) / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte"):
+        datasets.fashion_captions(tmp_path)
+
+
+@pytest.mark.debian
+@pytest.mark.skipif(not FASHION_FILES.exists(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_captions_are_70000_pictures_with_60_captions():
+    fashion = datasets.load("fashion_captions")
+    kinds = datasets.questions(fashion)[0]
+    assert len(fashion.x["caption"]) == 70_000
+    assert set(fashion.x["caption"]) == set(kinds.captions)
+    assert len(kinds.captions) == 60
+    assert kinds.answer(fashion.x["caption"]).count("boot") == 7000
+    assert fashion.held.tolist() == list(range(60_000, 70_000))
+    tones = np.array([next(tone for tone in TONES if tone in c) for c in fashion.x["caption"]])
+    inked = fashion.x["image"].mean((1, 2))
+    means = [inked[tones == tone].mean() for tone in TONES]
+    assert np.all(np.diff(means) > 0.08)  # dithering keeps what the words say
+
+
+def test_digit_words_are_the_digits_by_name():
+    words, digits = datasets.load("digit_words"), datasets.load("digits")
+    assert (words.x["image"] == digits.x).all()
+    assert words.x["caption"][:3] == ["a thin zero", "a thin one", "a bold two"]
+    assert len(set(words.x["caption"])) == 20
+    assert words.event.parts["image"] == digits.event
+    assert 0.3 < np.mean(["bold" in c for c in words.x["caption"]]) < 0.5
+    train, held = words.split(0.25, seed=1)
+    assert (len(train["caption"]), len(held["image"])) == (1348, 449)
+
+
+# Questions
+
+
+@pytest.mark.parametrize("name", ["digit_words", "fashion_captions"])
+def test_every_question_has_answers_to_each_choice_and_none_but_its_choices(name):
+    asked = datasets.questions(name)
+    every = asked[0].captions
+    for question in asked:
+        assert set(question.answers.values()) == set(question.choices)
+        assert set(question.captions) <= set(every)
+        assert question.answer(["no such caption", *question.captions])[0] is None
+
+
+def test_answers_follow_the_words():
+    what, dark, *_ = datasets.questions("fashion_captions")
+    by_text = {question.text: question for question in datasets.questions("fashion_captions")}
+    assert what.answer(["a dark boot with a heel"]) == ["boot"]
+    assert dark.answer(["a bright sandal"]) == ["bright"]
+    assert by_text["has it a heel?"].answer(["a dark boot with a heel", "a dark boot", "a dark coat"]) == [
+        "yes", "no", None,
+    ]  # fmt: skip
+    sleeves = by_text["has it short sleeves or none?"]
+    assert sleeves.answer(["a dark t-shirt", "a grey long-sleeved shirt"]) == ["yes", "no"]
+    digits = {question.text: question for question in datasets.questions("digit_words")}
+    assert digits["is it even?"].answer(["a thin zero", "a bold seven"]) == ["yes", "no"]
+    assert digits["is it more than four?"].answer(["a thin four", "a bold five"]) == ["no", "yes"]
+
+
+def test_a_posterior_over_captions_becomes_one_over_answers():
+    question = datasets.Question("is it dark?", ("yes", "no"), {"a": "yes", "b": "no", "c": "yes"})
+    answered = question.of([[0.2, 0.5, 0.3], [0.0, 1.0, 0.0]])
+    assert answered.tolist() == [[0.5, 0.5], [0.0, 1.0]]
+    with pytest.raises(ShapeError, match="a column a caption"):
+        question.of([[0.2, 0.8]])
+
+
+def test_odd_questions_are_refused():
+    with pytest.raises(DataError, match="fashion_captions"):
+        datasets.questions("iris")
+    with pytest.raises(ParameterError, match="maybe"):
+        datasets.Question("is it dark?", ("yes", "no"), {"a": "maybe"})
+    with pytest.raises(ParameterError):
+        datasets.Question("is it dark?", ("yes", "no"), {})
+
+
+# Folders of pictures with captions
+
+
+def picture_folder(folder, pictures, captions, kind="csv"):
+    from PIL import Image
+
+    rows = []
+    for i, (pixels, said) in enumerate(zip(pictures, captions, strict=True)):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        rows.append({"file": f"{i}.png", "caption": said})
+    if kind == "csv":
+        pd.DataFrame(rows).to_csv(folder / "captions.csv", index=False)
+    else:
+        (folder / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    return folder
+
+
+GREYS = np.random.default_rng(4).integers(0, 256, (3, 4, 5), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_folder_of_pictures_comes_with_its_captions(tmp_path, kind):
+    loaded = datasets.load(picture_folder(tmp_path, GREYS, ['one, or "two"', None, "true"], kind))
+    assert (loaded.x["image"] == GREYS).all()
+    assert loaded.x["caption"] == ['one, or "two"', None, "true"]
+    assert loaded.event == Record(image=Array((4, 5), levels=256), caption=Text())
+    assert loaded.event.check(loaded.x).x.seen["caption"].tolist() == [True, False, True]
+
+
+def test_colours_and_transparency_are_kept_apart_from_greys(tmp_path):
+    colour = np.random.default_rng(5).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    clear = np.concatenate([colour, np.zeros((4, 5, 1), np.uint8)], axis=2)
+    read = datasets.read(picture_folder(tmp_path, [colour, GREYS[0], clear], ["a", "b", "c"]))
+    assert (read["image"][0] == colour).all()
+    assert (read["image"][1] == GREYS[0][..., None]).all()
+    assert (read["image"][2] == 255).all()
+    alike = datasets.read(picture_folder(tmp_path, [np.repeat(GREYS[0][..., None], 3, 2)], ["a"]))
+    assert alike["image"].shape == (1, 4, 5)
+
+
+def test_a_missing_picture_is_named_with_its_row(tmp_path):
+    (picture_folder(tmp_path, GREYS, list("abc")) / "1.png").unlink()
+    with pytest.raises(DataError, match=r"1\.png.*row 1"):
+        datasets.read(tmp_path)
+
+
+def test_pictures_of_two_sizes_are_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"0\.png is 4 x 5 pixels, 1\.png 2 x 5"):
+        datasets.read(picture_folder(tmp_path, [GREYS[0], GREYS[1][:2]], ["a", "b"]))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "cut"])
+def test_a_damaged_picture_is_refused_by_name(tmp_path, content):
+    path = picture_folder(tmp_path, GREYS, list("abc")) / "2.png"
+    path.write_bytes(path.read_bytes()[:60] if content == "cut" else content)
+    with pytest.raises(DataError, match=r"2\.png can't be read"):
+        datasets.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("captions.csv", "picture,caption\na.png,b\n", "has the columns picture, caption"),
+        ("captions.csv", "file,text\na.png,b\n", "has the columns file, text"),
+        ("captions.csv", "file,caption\n", "no rows"),
+        ("captions.csv", "file,caption\n,b\n", "row 0, names None"),
+        ("captions.jsonl", "", "is empty"),
+        ("captions.jsonl", '{"file": "a.png"\n', "line 1"),
+        ("captions.jsonl", '["a.png", "b"]\n', "line 1"),
+        ("captions.jsonl", '{"file": "a.png", "caption": 3}\n', "caption 3"),
+        ("captions.jsonl", '{"file": 3, "caption": "b"}\n', "names 3"),
+    ],
+)
+def test_a_table_of_captions_that_can_not_be_used_says_why(tmp_path, name, content, told):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=told):
+        datasets.read(tmp_path)
+
+
+def test_pictures_without_pillow_name_the_extra(tmp_path, monkeypatch):
+    picture_folder(tmp_path, GREYS, list("abc"))
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtra, match=r"probgen\[plots\]"):
+        datasets.read(tmp_path)
+
+
+def test_an_npz_with_captions_is_a_record(tmp_path):
+    np.savez(tmp_path / "x.npz", image=GREYS, caption=np.array(["a", "bc", "d"]))
+    loaded = datasets.load(tmp_path / "x.npz")
+    assert loaded.x["caption"] == ["a", "bc", "d"]
+    assert loaded.event == Record(image=Array((4, 5), levels=256), caption=Text())
 
 
 # Splits

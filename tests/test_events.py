@@ -7,6 +7,7 @@ import decimal
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -54,7 +55,7 @@ def same(one, other):
 def tensors(x):
     if isinstance(x, Ragged):
         return [x.values, x.lengths]
-    return [t for part in x.values() if part is not None for t in tensors(part)] if isinstance(x, dict) else [x]
+    return [t for part in x.values() if part is not None for t in tensors(part)] if isinstance(x, Mapping) else [x]
 
 
 def refusal(call, *given):
@@ -1111,6 +1112,53 @@ def test_the_parts_of_a_record_come_back_in_the_form_that_came_in():
     assert isinstance(back["t"], pl.DataFrame)
 
 
+GAPS = {
+    "None": {"image": [None, [1.0, 2.0], [3.0, 4.0]], "caption": ["x", None, "z"]},
+    "NaN rows": {"image": np.array([[nan, nan], [1.0, 2.0], [3.0, 4.0]]), "caption": ["x", None, "z"]},
+    "tensor": {"image": torch.tensor([[nan, nan], [1.0, 2.0], [3.0, 4.0]]),
+               "caption": np.array(["x", None, "z"], object)},
+    "masked": {"image": np.ma.array([[9.0, 9.0], [1.0, 2.0], [3.0, 4.0]], mask=[[1, 1], [0, 0], [0, 0]]),
+               "caption": pd.Series(["x", None, "z"])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", GAPS)
+def test_rows_of_a_record_may_lack_a_part(form):
+    checked = IMAGE.check(GAPS[form])
+    assert checked.x.seen["image"].tolist() == [False, True, True]
+    assert checked.x.seen["caption"].tolist() == [True, False, True]
+    assert checked.about.dims.tolist() == [1, 2, 3]
+    same(checked, IMAGE.check(GAPS["None"]))
+    back = IMAGE.restore(checked.x, {"image": "numpy", "caption": "list"})
+    assert back["caption"] == ["x", None, "z"]
+    np.testing.assert_array_equal(back["image"], [[nan, nan], [1.0, 2.0], [3.0, 4.0]])
+    same(IMAGE.check(back), checked)
+
+
+def test_a_row_that_lacks_a_part_has_the_hash_of_the_record_without_it():
+    gaps = IMAGE.check(GAPS["None"])
+    alone = [IMAGE.check({"caption": ["x"]}), IMAGE.check({"image": [[1.0, 2.0]]}),
+             IMAGE.check({"image": [[3.0, 4.0]], "caption": ["z"]})]  # fmt: skip
+    assert gaps.about.content.tolist() == [int(one.about.content[0]) for one in alone]
+    np.testing.assert_array_equal(row_hash(gaps.x)[2:], row_hash(alone[2].x))
+    assert len(set(row_hash(gaps.x).tolist())) == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"image": [None, [1.0, 2.0]], "caption": [None, "x"]}, "Row 0 has no part"),
+        ({"image": [None], "caption": [None]}, "all parts are missing"),
+        ({"image": None}, "all parts are missing"),
+        ({"image": [None, [1.0, 2.0]], "caption": ["x"]}, "'caption': 1"),
+        ({"image": [None, [1.0, nan]], "caption": ["x", "y"]}, "row 1"),
+        ({"image": [None, [1.0, 2.0]], "caption": ["x", ""]}, "Row 1"),
+    ],
+)
+def test_records_without_parts_are_refused_by_the_users_row_numbers(data, words):
+    assert words in refusal(IMAGE.check, data).came
+
+
 # --- hashes -----------------------------------------------------------------------------------------------------------
 
 
@@ -1491,6 +1539,12 @@ def position(levels, value):
     return nan if value is None or value != value else next((i for i, v in enumerate(levels) if v == value), -1)
 
 
+def chunked(values, change=lambda part: part):
+    """One type for both chunks: by itself the second takes that of the first, and 0.5 becomes 0."""
+    kind = pa.array(values).type
+    return pa.chunked_array([change(pa.array(part, kind)) for part in (values[:1], values[1:])])
+
+
 def homes(values):
     """A column in every library that takes it, plain and as categories."""
     found = {"list": {"a": values}, "objects": {"a": np.fromiter(values, dtype=object, count=len(values))}}
@@ -1507,11 +1561,9 @@ def homes(values):
         "arrow": lambda: pa.table({"a": pa.array(values)}),
         "arrow large": lambda: pa.table({"a": pa.array(values, pa.large_string())}),
         "arrow view": lambda: pa.table({"a": pa.array(values, pa.string_view())}),
-        "arrow chunks": lambda: pa.table({"a": pa.chunked_array([values[:1], values[1:]])}),
+        "arrow chunks": lambda: pa.table({"a": chunked(values)}),
         "arrow categories": lambda: pa.table({"a": pa.array(values).dictionary_encode()}),
-        "arrow categories in chunks": lambda: pa.table(
-            {"a": pa.chunked_array([pa.array(v).dictionary_encode() for v in (values[:1], values[1:])])}
-        ),
+        "arrow categories in chunks": lambda: pa.table({"a": chunked(values, lambda part: part.dictionary_encode())}),
     }
     text = all(isinstance(v, str | None) for v in values)
     for name, make in makers.items():

@@ -66,11 +66,13 @@ class Plan:
 
 
 class Crossing(NamedTuple):
-    """Log weights (S, n) of a crossing, the step sizes (T - 1, n) and mean acceptance (T - 1, n) of its transitions."""
+    """Log weights (S, n) of a crossing, the step sizes (T - 1, n) and mean acceptance (T - 1, n) of its transitions,
+    and where its chains ended, u (S, n, D)."""
 
     log_w: Tensor
     steps: Tensor
     accepted: Tensor
+    last: Tensor
 
 
 class _State(NamedTuple):
@@ -180,7 +182,7 @@ class Bridge:
             state, share = self.step(state, betas[t], sizes[t - 1], next(noise))
             sizes.see(share)
             total = total + (betas[t + 1] - betas[t]) * state.log_w
-        return Crossing(total, *sizes.seen())
+        return Crossing(total, *sizes.seen(), state.u)
 
     def backward(self, u: Tensor, salt: str, steps: Tensor) -> Crossing:
         """Chains from exact draws u (S, n, D) of the posterior. exp(-log weight) has mean 1 / p(x)."""
@@ -192,7 +194,7 @@ class Bridge:
             state, share = self.step(state, betas[t], sizes[t - 1], next(noise))
             sizes.see(share)
             total = total + (betas[t] - betas[t - 1]) * state.log_w
-        return Crossing(total, *sizes.seen())
+        return Crossing(total, *sizes.seen(), state.u)
 
     def _noise(self, salt: str, count: int) -> Iterator[Tensor]:
         """Standard normals (S, n, D + 2) for one transition after the other, each row's from its own stream."""

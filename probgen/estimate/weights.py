@@ -115,7 +115,9 @@ class Weights:
 
     @property
     def cells(self) -> int:
-        """Numbers that one draw of one row costs."""
+        """Numbers that one draw of one row costs: the model's ``draw_cost``, or the cells of its event."""
+        if known := getattr(self.model, "draw_cost", None):
+            return known
         return max(int(np.prod(getattr(self.model.event, "shape", ()) or (1,))), self.model.latent_dim)
 
     def blocks(self, draws: int, most: int = 1 << 30) -> Iterator[Tensor]:

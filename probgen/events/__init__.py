@@ -6,7 +6,7 @@ unusable cells by row and column, never drops one, and gives results back in the
 
 from probgen.events.array import Array
 from probgen.events.bpe import BPE
-from probgen.events.cells import Ragged, row_hash, take
+from probgen.events.cells import Parts, Ragged, row_hash, take
 from probgen.events.event import Checked, Event, arguments, steps_of
 from probgen.events.inference import infer
 from probgen.events.panel import Panel
@@ -14,6 +14,7 @@ from probgen.events.record import Record
 from probgen.events.sequences import Series
 from probgen.events.table import Category, Column, Count, Real, Table
 from probgen.events.text import Text
+from probgen.events.words import Words
 
 __all__ = [
     "BPE",
@@ -24,12 +25,14 @@ __all__ = [
     "Count",
     "Event",
     "Panel",
+    "Parts",
     "Ragged",
     "Real",
     "Record",
     "Series",
     "Table",
     "Text",
+    "Words",
     "arguments",
     "infer",
     "row_hash",

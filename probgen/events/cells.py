@@ -1,7 +1,7 @@
 """Checked cells: ragged rows, choosing rows, hashes of rows, and the way back to the form that came in."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probgen import frames
 
-__all__ = ["Ragged", "prefix_hash", "row_hash", "take", "to_form", "whole"]
+__all__ = ["Parts", "Ragged", "prefix_hash", "row_hash", "take", "to_form", "whole"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +49,57 @@ class Ragged:
     def __getitem__(self, rows: Any) -> "Ragged":
         chosen = torch.arange(len(self))[rows].reshape(-1)
         parts = self.split()
-        return Ragged(torch.cat([parts[i] for i in chosen.tolist()]), self.lengths[chosen])
+        kept = [parts[i] for i in chosen.tolist()] or [self.values[:0]]
+        return Ragged(torch.cat(kept), self.lengths[chosen])
+
+
+class Parts(Mapping):
+    """Several parts of n rows, checked: values by name, None where a part is missing in all rows.
+
+    Where a part is missing in a single row its value is a filling: NaN in a tensor, one token -1 in a text. ``len`` is
+    the number of rows.
+
+    Arguments:
+        values: By name, a tensor (n, ...), a Ragged of n rows, or None.
+        seen: By name, which rows have the part, bool (n,); without it all rows of what is there.
+        groups: Into how many the rows fall, one after the other and of equal size: draws of several conditions.
+    """
+
+    def __init__(self, values: Mapping[str, Any], seen: Mapping[str, Tensor] | None = None, groups: int = 1) -> None:
+        self.values_of, self.groups = dict(values), groups
+        rows = next(len(part) for part in self.values_of.values() if part is not None)
+        there = {name: torch.full((rows,), part is not None) for name, part in self.values_of.items()}
+        self.seen: dict[str, Tensor] = there if seen is None else dict(seen)
+        self._rows = rows
+
+    def __getitem__(self, name: Any) -> Any:
+        """A part by its name; or some rows, as of a tensor."""
+        return self.values_of[name] if isinstance(name, str) else take(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values_of)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def take(self, rows: Any) -> "Parts":
+        values = {name: None if part is None else take(part, rows) for name, part in self.values_of.items()}
+        return Parts(values, {name: there[rows].reshape(-1) for name, there in self.seen.items()})
+
+    def hash(self) -> np.ndarray:
+        """Of each row: a part counts where it is there, whatever fills its place elsewhere."""
+        hashes = []
+        for name, part in sorted(self.values_of.items()):
+            own = np.zeros(len(self), np.uint64) if part is None else row_hash(part)
+            salted = row_hash(np.frombuffer(name.encode(), dtype=np.uint8)[None])
+            hashes.append(np.where(self.seen[name].numpy(), own ^ salted, np.uint64(0)))
+        return row_hash(np.stack(hashes, axis=1).view(np.int64))
 
 
 def take(x: Any, rows: Any) -> Any:
-    """Some rows of checked data: a tensor, a Ragged or a dict of them."""
+    """Some rows of checked data: a tensor, a Ragged, Parts or a dict of them."""
+    if isinstance(x, Parts):
+        return x.take(torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows)
     if isinstance(x, Mapping):
         return {name: None if part is None else take(part, rows) for name, part in x.items()}
     if isinstance(rows, np.ndarray):
@@ -109,6 +155,8 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 def row_hash(x: Any) -> np.ndarray:
     """A 64-bit hash of each row's content, shape (n,), uint64: equal rows have equal hashes, wherever they stand."""
+    if isinstance(x, Parts):
+        return x.hash()
     if isinstance(x, Mapping):
         parts = [row_hash(part) for part in x.values() if part is not None]
         return row_hash(np.stack(parts, axis=1).view(np.int64))

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from probgen import frames
 from probgen.errors import DataError, ParameterError, ShapeError
 from probgen.events.array import Array
 from probgen.events.cells import Ragged, whole
 from probgen.events.event import Event, refuse_empty
-from probgen.events.outside import Columns, columns, is_ragged, numbers, rows, unboxed
+from probgen.events.outside import Columns, columns, is_array, is_ragged, named, numbers, rows, unboxed
 from probgen.events.panel import Panel, is_frames, sequence_column, tables
 from probgen.events.record import Record
 from probgen.events.sequences import Series
@@ -28,7 +29,8 @@ def infer(data: Any, *, sequence: str | bool | None = None) -> Event:
     Arrays: whole-number types are levels 0..max (256 for bytes above 127; counts above 1023; steps of 1 where
     negative); floats are real. Frames and dicts of columns: strings, booleans and categoricals are categories; whole
     numbers are categories up to 20 distinct values, else counts (steps of 1 where negative); the rest is real. Lists
-    of strings are text, lists of unequal arrays are series, lists of frames a panel, other dicts are records.
+    of strings are text, lists of unequal arrays are series, lists of frames a panel, other dicts are records: rows that
+    lack a part (None in a list, NaN throughout in an array) say nothing about it.
 
     Arguments:
         sequence: The column of a frame that says which sequence a row belongs to: a Panel. True reads a frame (as a
@@ -41,9 +43,8 @@ def infer(data: Any, *, sequence: str | bool | None = None) -> Event:
     if sequence or is_frames(data):
         return _infer_sequences(data, sequence or True)
     if isinstance(data, Mapping) and not all(_is_column(values) for values in data.values()):
-        return Record(
-            **{name: infer(part) for name, part in zip(frames.distinct_names(data), data.values(), strict=True)}
-        )
+        parts = zip(frames.distinct_names(data), data.values(), strict=True)
+        return Record(**{name: _infer_part(name, part) for name, part in parts})
     if frames.is_frame(data) or isinstance(data, Mapping | os.PathLike) or _is_table_path(data):
         return Table(_infer_columns(columns(data)))
     if isinstance(data, str):
@@ -57,6 +58,24 @@ def infer(data: Any, *, sequence: str | bool | None = None) -> Event:
         return Text()
     cells = _typed(values, missing)
     return Array(values.shape[1:], **_infer_cells(cells[~missing]), missing=bool(missing.any()))
+
+
+def _infer_part(name: str, data: Any) -> Event:
+    """The event of a part of a record, from the rows that have it."""
+    if data is None or (isinstance(data, list | tuple) and data and all(row is None for row in data)):
+        raise DataError(
+            f"Part {name!r} is missing in every row", "a row that has it", "Declare the event: events.Record(...)"
+        )
+    with named(f"Part {name!r}"):
+        if isinstance(data, list | tuple):
+            return infer([row for row in data if row is not None])
+        if isinstance(data, np.ndarray | Tensor) and data.ndim:
+            values, missing = rows(data)
+            gaps = missing | np.isnan(values) if values.dtype.kind == "f" else missing
+            blank = gaps.reshape(len(values), -1).all(1)
+            if blank.any() and not blank.all():
+                return infer(values[~blank].astype(np.int64) if whole(values[~blank]) else values[~blank])
+        return infer(data)
 
 
 def _infer_sequences(data: Any, sequence: str | bool) -> Event:
@@ -101,6 +120,8 @@ def _typed(values: np.ndarray, missing: np.ndarray) -> np.ndarray:
 
 
 def _is_column(values: Any) -> bool:
+    if isinstance(values, list | tuple) and any(is_array(kind) for kind in set(map(type, values))):
+        return False
     with suppress(DataError):
         return not isinstance(values, str) and rows(values)[0].ndim == 1
     return False

@@ -5,17 +5,25 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from probgen import frames
-from probgen.errors import ParameterError, ShapeError
-from probgen.events.cells import row_hash
+from probgen.errors import DataError, ParameterError, ProbgenError, ShapeError
+from probgen.events.array import Array
+from probgen.events.cells import Parts, Ragged, row_hash
 from probgen.events.event import Checked, Event
-from probgen.events.outside import named
+from probgen.events.outside import blanked, named, plain
+from probgen.events.text import Text
 
 
 @dataclass(frozen=True, repr=False, init=False)
 class Record(Event):
-    """Several parts observed together, each its own event: a dict of tensors, None where a part is missing."""
+    """Several parts observed together, each its own event: checked data are Parts.
+
+    A part may be missing: left out or None where no row has it; in single rows None among texts, and a row that is NaN
+    (or None) throughout among numbers. A row needs one part at least.
+    """
 
     parts: Mapping[str, Event]
 
@@ -26,7 +34,11 @@ class Record(Event):
 
     @property
     def measure(self) -> str:
-        return " x ".join(f"{name}:{part.measure}" for name, part in sorted(self.parts.items()))
+        return self.measure_of(self.parts)
+
+    def measure_of(self, names: Any) -> str:
+        """The measure of some parts alone."""
+        return " x ".join(f"{name}:{self.parts[name].measure}" for name in sorted(names))
 
     def check(self, data: Any) -> Checked:
         given = dict(zip(frames.distinct_names(data), data.values(), strict=True)) if isinstance(data, Mapping) else {}
@@ -35,43 +47,145 @@ class Record(Event):
             raise ShapeError(
                 f"A record of {came}", f"a dict with the parts {sorted(self.parts)}", "None = part missing"
             )
-        checked = {}
+        checked, seen, sizes = {}, {}, {}
         for name, part in self.parts.items():
             if given.get(name) is not None:
                 with named(f"Part {name!r}"):
-                    checked[name] = part.check(given[name])
-        sizes = {name: len(part) for name, part in checked.items()}
-        if len(set(sizes.values())) != 1:
-            raise ShapeError(
-                f"Parts of {sizes} rows",
-                "the same number of rows in each part, at least one part",
-                "None = part missing",
-            )
-        prints = [part.about for part in checked.values()]
+                    found, seen[name] = _with_gaps(part, given[name])
+                sizes[name] = len(seen[name])
+                if found is not None:
+                    checked[name] = found
+        if len(set(sizes.values())) > 1:
+            raise ShapeError(f"Parts of {sizes} rows", "the same number of rows in each part", "None = part missing")
+        if not checked:
+            wanted = f"at least one of {sorted(self.parts)}"
+            raise ShapeError("A record in which all parts are missing", wanted, "None = part missing")
+        return self._joined(checked, {name: seen[name] for name in checked})
+
+    def _joined(self, checked: dict[str, Checked], seen: dict[str, Tensor]) -> Checked:
+        first, rows = next(iter(checked.values())).about, len(next(iter(checked.values())))
+        empty = ~torch.stack(list(seen.values())).any(0)
+        if bool(empty.any()):
+            i = int(empty.nonzero()[0])
+            came = f"Row {first.keys[i]} has no part at all, {int(empty.sum())} such rows"
+            raise DataError(came, "one part a row at least", "Drop the rows")
+        prints = {name: part.about for name, part in checked.items()}
+        there = {name: seen.get(name, torch.zeros(rows, dtype=torch.bool)) for name in self.parts}
         about = replace(
-            prints[0],
-            content=_joint_hash({name: part.about.content for name, part in checked.items()}),
-            dims=np.sum([p.dims for p in prints], axis=0),
+            first,
+            content=lambda: _joint_hash({name: p.content for name, p in prints.items()}, there),
+            dims=np.sum([np.where(seen[name].numpy(), p.dims, 0) for name, p in prints.items()], axis=0),
             event=repr(self),
             measure=self.measure,
-            integers=all(p.integers for p in prints),
+            integers=all(p.integers for p in prints.values()),
             bytes=None,
         )
         forms = {name: part.form for name, part in checked.items()}
-        return Checked({name: checked[name].x if name in checked else None for name in self.parts}, about, forms)
+        values = {name: checked[name].x if name in checked else None for name in self.parts}
+        return Checked(Parts(values, there), about, forms)
 
     def restore(self, x: Mapping[str, Any], form: Any = "dict") -> dict[str, Any]:
-        """Each part in its own form, where ``form`` names them by part, else in the form natural to it."""
+        """Each part in its own form, where ``form`` names them by part, else in the form natural to it.
+
+        A part that a row lacks comes back as None among texts, as NaN among numbers. Parts in groups come as (groups,
+        rows, ...), texts as lists of lists.
+        """
         forms = form if isinstance(form, Mapping) else {}
-        restored = {}
+        restored: dict[str, Any] = {}
         for name, part in self.parts.items():
             given = (forms[name],) if name in forms else ()
-            restored[name] = None if x[name] is None else part.restore(x[name], *given)
+            value = x.get(name)
+            if isinstance(value, Ragged) and isinstance(part, Text) and isinstance(x, Parts):
+                restored[name] = _grouped(_texts(part, value, x.seen[name], given), x.groups)
+            elif isinstance(value, Tensor) and isinstance(part, Array) and getattr(x, "groups", 1) > 1:
+                restored[name] = part.restore(value.reshape(x.groups, -1, *part.shape), *given)  # type: ignore
+            else:
+                restored[name] = None if value is None else part.restore(value, *given)
         return restored
 
 
-def _joint_hash(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """One hash a row from the parts' hashes and names."""
-    names = [np.frombuffer(name.encode(), dtype=np.uint8)[None] for name in parts]
-    salted = [content ^ row_hash(name) for content, name in zip(parts.values(), names, strict=True)]
+def _with_gaps(part: Event, data: Any) -> tuple[Checked | None, Tensor]:
+    """Checked data of one part, None where no row has it; and which rows do. Rows that lack it hold a filling.
+
+    They are checked with another row in their place, so that messages count rows as the user does.
+    """
+    blank = _blank(part, data)
+    if blank is not None and len(blank) and blank.all():
+        return None, torch.zeros(len(blank), dtype=torch.bool)
+    if blank is None or not blank.any():
+        checked = part.check(data)
+        seen = torch.ones(len(checked), dtype=torch.bool)
+        if isinstance(checked.x, Tensor) and bool((gaps := checked.x.isnan()).any()):
+            seen = ~gaps.reshape(len(seen), -1).all(1)
+        return checked, seen
+    checked = part.check(_filled(data, blank))
+    seen = torch.from_numpy(~blank)
+    content = checked.about
+    about = replace(content, content=lambda: content.content, dims=np.where(blank, 0, content.dims))
+    return Checked(_emptied(checked.x, seen), about, checked.form), seen
+
+
+def _blank(part: Event, data: Any) -> np.ndarray | None:
+    """Which rows lack the part, (n,), bool; None where its own check may say."""
+    if not isinstance(part, Text | Array) or isinstance(data, str) or getattr(part, "missing", False):
+        return None
+    if isinstance(data, list | tuple):
+        none = np.array([row is None for row in data], dtype=bool)
+        if none.any():
+            return none
+    if frames.is_frame(data):
+        return None
+    try:
+        values, missing = plain(data)
+    except ProbgenError:
+        return None  # its own check says what is wrong
+    if not values.ndim or not len(values):
+        return None
+    if values.dtype.kind == "f" and bool(np.isnan(values[..., :1]).any()):
+        missing = missing | np.isnan(values)
+    return np.asarray(missing.reshape(len(values), -1).all(1)) if values.size else None
+
+
+def _filled(data: Any, blank: np.ndarray) -> Any:
+    other = int(np.flatnonzero(~blank)[0])
+    if isinstance(data, list | tuple):
+        return [data[other] if gap else row for row, gap in zip(data, blank, strict=True)]
+    if isinstance(data, Tensor):
+        return torch.where(torch.from_numpy(blank).reshape(-1, *[1] * (data.ndim - 1)), data[other], data)
+    values, missing = plain(data)
+    cells = blanked(values, missing) if missing.any() else values.copy()
+    cells[blank] = cells[other]
+    return cells
+
+
+def _emptied(x: Any, seen: Tensor) -> Any:
+    """Checked data with a filling in the rows that lack it."""
+    if isinstance(x, Ragged):
+        none = torch.full((1,), -1, dtype=x.values.dtype)
+        rows = [row if there else none for row, there in zip(x.split(), seen.tolist(), strict=True)]
+        return Ragged(torch.cat(rows), torch.where(seen, x.lengths, 1))
+    x[~seen] = torch.nan
+    return x
+
+
+def _texts(part: Text, x: Ragged, seen: Tensor, form: tuple) -> list:
+    if bool(seen.all()):
+        return part.restore(x, *form)
+    there = part.restore(x[seen], *form) if bool(seen.any()) else []
+    found = iter(there)
+    return [next(found) if one else None for one in seen.tolist()]
+
+
+def _grouped(rows: list, groups: int) -> list:
+    size = len(rows) // groups
+    return rows if groups == 1 else [rows[i * size : (i + 1) * size] for i in range(groups)]
+
+
+def _joint_hash(parts: Mapping[str, np.ndarray], seen: Mapping[str, Tensor]) -> np.ndarray:
+    """One hash a row from the hashes and names of the parts that it has, of all that it might have."""
+    salted = []
+    for name, there in seen.items():
+        own = parts.get(name, np.zeros(len(there), np.uint64))
+        salt = row_hash(np.frombuffer(name.encode(), dtype=np.uint8)[None])
+        salted.append(np.where(there.numpy(), own ^ salt, np.uint64(0)))
     return row_hash(np.stack(salted, axis=1).view(np.int64))

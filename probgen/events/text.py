@@ -14,6 +14,7 @@ from probgen.events.bpe import BPE
 from probgen.events.cells import Ragged, row_hash
 from probgen.events.event import Checked, Event, refuse_empty
 from probgen.events.outside import blanked, rows
+from probgen.events.words import Words
 from probgen.logprob import Fingerprint
 
 
@@ -24,21 +25,20 @@ class Text(Event):
     However it is cut into tokens, a text is its bytes: events of two tokenizers have the same rows and measure.
 
     Arguments:
-        tokenizer: "bytes" (UTF-8, 256 ids), or a BPE.
+        tokenizer: "bytes" (UTF-8, 256 ids), a BPE, or Words.
     """
 
-    tokenizer: str | BPE = "bytes"
+    tokenizer: str | BPE | Words = "bytes"
 
     def __post_init__(self) -> None:
-        if self.tokenizer != "bytes" and not isinstance(self.tokenizer, BPE):
-            raise ParameterError(
-                f"tokenizer={self.tokenizer!r}", "'bytes', or events.BPE", "events.BPE.learn(texts) makes one"
-            )
+        if self.tokenizer != "bytes" and not isinstance(self.tokenizer, BPE | Words):
+            wanted = "'bytes', events.BPE or events.Words"
+            raise ParameterError(f"tokenizer={self.tokenizer!r}", wanted, "events.BPE.learn(texts) makes one")
 
     @property
     def tokens(self) -> int:
         """How many token ids there are."""
-        return self.tokenizer.size if isinstance(self.tokenizer, BPE) else 256
+        return 256 if isinstance(self.tokenizer, str) else self.tokenizer.size
 
     @property
     def measure(self) -> str:
@@ -56,11 +56,11 @@ class Text(Event):
         return Checked(plain if isinstance(self.tokenizer, str) else _cut(self.tokenizer, texts), about, "list")
 
     def restore(self, x: Ragged, form: str = "list") -> list[str]:
-        decode = self.tokenizer.decode if isinstance(self.tokenizer, BPE) else bytes
+        decode = bytes if isinstance(self.tokenizer, str) else self.tokenizer.decode
         return [decode(part.tolist()).decode(errors="replace") for part in x.split()]
 
 
-def _cut(tokenizer: BPE, texts: list[str]) -> Ragged:
+def _cut(tokenizer: BPE | Words, texts: list[str]) -> Ragged:
     parts = tokenizer.encode(texts)
     return Ragged(torch.from_numpy(np.concatenate(parts)), torch.tensor([len(part) for part in parts]))
 
