@@ -8,6 +8,7 @@ _NAMES = {
     "BayesianNetwork": "probgen.models.bayesnet",
     "Blend": "probgen.models.blend",
     "Compressor": "probgen.models.compressor",
+    "Contrastive": "probgen.models.contrastive",
     "Diffusion": "probgen.models.diffusion",
     "ELBO": "probgen.estimate",
     "Embedding": "probgen.models.embedding",
@@ -29,7 +30,9 @@ _NAMES = {
     "Loo": "probgen.evaluate.loo",
     "LoopyBP": "probgen.models.markovfield",
     "MarkovField": "probgen.models.markovfield",
+    "MaskingBound": "probgen.models.textdiffusion",
     "Mixture": "probgen.models.mixture",
+    "MultimodalVAE": "probgen.models.multimodal",
     "NGram": "probgen.models.ngram",
     "PartitionAIS": "probgen.models.markovfield",
     "PartitionReverseAIS": "probgen.models.markovfield",
@@ -43,6 +46,7 @@ _NAMES = {
     "Scorer": "probgen.evaluate.sklearn",
     "Standardize": "probgen.models.standardize",
     "StateSpace": "probgen.models.statespace",
+    "TextDiffusion": "probgen.models.textdiffusion",
     "TokenPath": "probgen.models.language",
     "TreeReweighted": "probgen.models.markovfield",
     "VAE": "probgen.models.vae",
@@ -53,6 +57,7 @@ _NAMES = {
     "bdmc": "probgen.estimate",
     "check": "probgen.evaluate.checks",
     "codec": "probgen.evaluate.codec",
+    "coherence": "probgen.evaluate.coherence",
     "compare": "probgen.evaluate.compare",
     "evidence": "probgen.estimate",
     "export": "probgen.foreign",
@@ -115,6 +120,7 @@ if TYPE_CHECKING:
     from probgen.evaluate.arviz import to_arviz as to_arviz
     from probgen.evaluate.checks import check as check
     from probgen.evaluate.codec import codec as codec
+    from probgen.evaluate.coherence import coherence as coherence
     from probgen.evaluate.compare import compare as compare
     from probgen.evaluate.loo import Loo as Loo
     from probgen.evaluate.loo import loo as loo
@@ -146,6 +152,7 @@ if TYPE_CHECKING:
     from probgen.models.bayesnet import PosteriorWeighting as PosteriorWeighting
     from probgen.models.blend import Blend as Blend
     from probgen.models.compressor import Compressor as Compressor
+    from probgen.models.contrastive import Contrastive as Contrastive
     from probgen.models.crf import LinearChainCRF as LinearChainCRF
     from probgen.models.diffusion import Diffusion as Diffusion
     from probgen.models.diffusion import VariationalBound as VariationalBound
@@ -165,10 +172,13 @@ if TYPE_CHECKING:
     from probgen.models.markovfield import PseudoLikelihood as PseudoLikelihood
     from probgen.models.markovfield import TreeReweighted as TreeReweighted
     from probgen.models.mixture import Mixture as Mixture
+    from probgen.models.multimodal import MultimodalVAE as MultimodalVAE
     from probgen.models.ngram import NGram as NGram
     from probgen.models.regression import Regression as Regression
     from probgen.models.standardize import Standardize as Standardize
     from probgen.models.statespace import StateSpace as StateSpace
+    from probgen.models.textdiffusion import MaskingBound as MaskingBound
+    from probgen.models.textdiffusion import TextDiffusion as TextDiffusion
     from probgen.models.vae import VAE as VAE
     from probgen.store import load as load
     from probgen.store import save as save

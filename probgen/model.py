@@ -6,7 +6,7 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any, ClassVar, Protocol, Self, final, runtime_checkable
 
@@ -21,8 +21,9 @@ from probgen.errors import (
     StructureError,
     nearest,
 )
-from probgen.events import Checked, Event, Ragged, arguments, steps_of
+from probgen.events import Checked, Event, Ragged, arguments, row_hash, steps_of
 from probgen.logprob import LogProb
+from probgen.ranks import joined
 
 __all__ = [
     "Estimator", "FitReport", "GenerativeModel", "Latent", "TiesWarning", "generator_of", "pyro_lock", "pyro_pair",
@@ -31,6 +32,7 @@ __all__ = [
 _VERBS = ("fit", "sample", "log_prob", "log_prob_steps")
 _HOOKS = ("model", "guide", "_fit", "_sample", "_log_prob", "_log_prob_steps", "suits", "for_event")
 _LOCK = RLock()
+_SKETCHED = 4096  # rows
 
 
 class TiesWarning(UserWarning):
@@ -51,6 +53,8 @@ class FitReport:
         validation: Held-out objective at each evaluation, where one was kept.
         optima: Final objective of each restart, best first.
         notes: What a user should know: empty components, floors reached, steps taken from a budget.
+        seen: The 16 smallest hashes of the first 4096 rows that it was fitted to: by them rows that are offered as new
+            ones can be known again.
     """
 
     objective: tuple[float, ...]
@@ -61,6 +65,7 @@ class FitReport:
     validation: tuple[float, ...] = ()
     optima: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    seen: tuple[int, ...] = field(default=(), repr=False)
 
 
 @runtime_checkable
@@ -187,10 +192,13 @@ class GenerativeModel(nn.Module, abc.ABC):
         self._check_options(self._fit, options, "fit")
         if warning := getattr(self.event, "ties", lambda _: None)(checked.x):
             warnings.warn(warning, TiesWarning, stacklevel=2)
-        generator = generator_of(seed)
+        generator, ranks = generator_of(seed), joined()
+        ranks.agree(generator)
         with torch.enable_grad():
             report = self._fit(checked.x, given, generator=generator, **options)
-        self.report, self.fit_options = replace(report, seed=generator.initial_seed()), options
+        told, seen = ranks.added(report.notes), _sketch(checked)
+        self.report = replace(report, seed=generator.initial_seed(), notes=told, seen=seen)
+        self.fit_options = options
         self.form = checked.form
         self.eval()
         return self
@@ -314,6 +322,11 @@ class GenerativeModel(nn.Module, abc.ABC):
         defaults = {n: p.default for n, p in inspect.signature(type(self)).parameters.items()}
         shown = [f"{n}={v!r}" for n, v in arguments(self).items() if n not in defaults or not _same(defaults[n], v)]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _sketch(checked: Checked) -> tuple[int, ...]:
+    """The smallest hashes of a few rows' content; all rows take too long, and none is needed twice."""
+    return tuple(sorted(set(row_hash(checked.x[:_SKETCHED]).tolist()))[:16])
 
 
 def _same(a: Any, b: Any) -> bool:

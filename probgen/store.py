@@ -29,6 +29,7 @@ FORMAT = 1
 FAMILIES = {
     "BayesianNetwork": "probgen.models.bayesnet",
     "Compressor": "probgen.models.compressor",
+    "Contrastive": "probgen.models.contrastive",
     "Diffusion": "probgen.models.diffusion",
     "Flow": "probgen.models.flow",
     "GAN": "probgen.models.gan",
@@ -40,10 +41,12 @@ FAMILIES = {
     "LinearChainCRF": "probgen.models.crf",
     "MarkovField": "probgen.models.markovfield",
     "Mixture": "probgen.models.mixture",
+    "MultimodalVAE": "probgen.models.multimodal",
     "NGram": "probgen.models.ngram",
     "Regression": "probgen.models.regression",
     "Standardize": "probgen.models.standardize",
     "StateSpace": "probgen.models.statespace",
+    "TextDiffusion": "probgen.models.textdiffusion",
     "VAE": "probgen.models.vae",
 }
 _EMISSIONS = (
@@ -52,7 +55,8 @@ _EMISSIONS = (
 )
 _PARTS = {
     **dict.fromkeys(
-        ("Array", "BPE", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text"), "probgen.events"
+        ("Array", "BPE", "Category", "Count", "Panel", "Real", "Record", "Series", "Table", "Text", "Words"),
+        "probgen.events",
     ),
     **dict.fromkeys(_EMISSIONS.split(), "probgen.emissions"),
     **dict.fromkeys(
@@ -61,6 +65,7 @@ _PARTS = {
     **dict.fromkeys(("Durations", "Factorial", "InputDriven", "Markov"), "probgen.transitions"),
 }
 _EXTRAS = ("n_rows", "log_likelihood")
+_DRAWS = ("numbers", "stats", "facts")  # of posterior.Kept
 _CARD, _CARD_LIMIT, _BLANK = "card.json", 1 << 24, "0" * 64
 _OURS = re.compile(r"[0-9a-f]{16}\.safetensors|\..*\.[0-9a-f]{8}\.tmp")
 
@@ -115,7 +120,9 @@ def load(folder: str | PathLike) -> GenerativeModel:
             if extra not in _EXTRAS or not hasattr(model, extra):
                 raise KeyError(extra)
             setattr(model, extra, _number(_decode(value)))
-        _put(model, tensors)
+        _put(model, _completed(model, tensors, about, folder))
+    except StoreError:
+        raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         raise StoreError(
             f"The card in {folder} can't be followed: {problem!r}", "a card written by save()"
@@ -155,11 +162,28 @@ def _version(package: str) -> str:
     return "unknown"
 
 
+def _completed(
+    model: GenerativeModel, tensors: dict[str, Tensor], about: dict[str, Any], folder: str | PathLike
+) -> dict[str, Tensor]:
+    """The tensors of a folder, with empty draws where an older probgen kept none: a point fit.
+
+    Raises:
+        StoreError: others are missing or unknown.
+    """
+    expected = model.state_dict()
+    parts = {name.rpartition(".")[0] for name in expected if name.endswith("kept.facts")}
+    draws = {f"{part}.{name}" for part in parts for name in _DRAWS if not any(f"{part}.{n}" in tensors for n in _DRAWS)}
+    whole = {name: expected[name] for name in draws} | tensors
+    if other := sorted(set(expected) ^ set(whole)):
+        version = about.get("versions", {}).get("probgen", "unknown")
+        came = f"{folder} was saved by probgen {version}: its tensors {other[:4]} are missing or unknown here"
+        raise StoreError(came, "the tensors of this version", "Load it with that version, or fit the model again")
+    return whole
+
+
 def _put(model: GenerativeModel, tensors: dict[str, Tensor]) -> None:
     """Parameters and buffers by name, each of its own dtype and shape; growing buffers may have any length."""
     expected = model.state_dict()
-    if set(expected) != set(tensors):
-        raise KeyError(f"tensors {sorted(set(expected) ^ set(tensors))[:4]} are missing or unknown")
     for name, value in tensors.items():
         skip = int(name in model.growing)
         if value.dtype != expected[name].dtype or value.shape[skip:] != expected[name].shape[skip:]:

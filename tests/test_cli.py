@@ -1,6 +1,7 @@
 """The command line as a newcomer and an attacker use it: exit codes, no traceback, nothing half-written or lost."""
 
 import errno
+import gc
 import io
 import json
 import os
@@ -22,7 +23,7 @@ import probgen as pg
 from probgen import cli, emissions, frames, training
 from probgen.cli import options, outputs
 from probgen.errors import DataError, FitError, ParameterError
-from probgen.events import Array, Category, Real, Series, Table
+from probgen.events import Array, Category, Real, Record, Series, Table, Text, Words
 from probgen.model import FitReport
 from probgen.models.baseline import Independent
 from probgen.models.mixture import Mixture
@@ -370,6 +371,74 @@ def test_an_estimator_can_be_chosen(saved):
     assert "ELBO(samples=7)" in done("score", saved / "vae", "points.npy", "--by", "elbo:samples=7").stdout
 
 
+def test_the_collector_of_cycles_is_back_when_a_command_begins_its_work(saved, monkeypatch):
+    seen = []
+    module = sys.modules["probgen.cli.commands.score"]
+    monkeypatch.setattr(module, "refuse_absent", lambda *_: seen.append(gc.isenabled()))
+    try:
+        gc.disable()  # as main does
+        done("score", saved / "points", "points.npy")
+        refused("score", saved / "nothing", "points.npy")
+        assert seen == [True, True]
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
+# Records
+
+
+def records(n=60):
+    """Pictures of three sizes of a spot, and what is said of them."""
+    sizes = np.arange(n) % 3
+    distance = np.abs(np.indices((4, 4)) - 1.5).max(axis=0)
+    images = (distance[None] <= sizes[:, None, None] + 0.5).astype(int)
+    return {"image": images, "caption": [["a small spot", "a spot", "a large spot"][size] for size in sizes]}
+
+
+@pytest.fixture(scope="module")
+def spots(tmp_path_factory):
+    """A saved model of records."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pg.store.FAMILIES, "MultimodalVAE", "probgen.models.multimodal")
+        event = Record(image=Array((4, 4), levels=2), caption=Text())
+        model = options.fitted("multimodal", event, records(), {"steps": "30", "latent_dim": "2"}, 0)
+        yield pg.save(model, tmp_path_factory.mktemp("models") / "spots")
+
+
+def test_text_of_records_is_read_in_its_own_words(spots):
+    model = pg.load(spots)
+    assert model.event.parts["caption"].tokenizer == Words.learn(records()["caption"])
+    assert options.worded(model.event, records()) == model.event  # words already
+
+
+def test_records_are_drawn_given_a_caption_and_written_into_a_folder(spots):
+    answer = done("sample", spots, "-n", 10, "--given", "caption=a large spot", "-o", "drawn")
+    assert [json.loads(line) for line in answer.stdout.splitlines()] == [{"caption": "a large spot"}] * 10
+    assert "10 draws from p(. | given)" in answer.stderr
+    assert sorted(path.name for path in Path("drawn").iterdir()) == ["draws.jsonl", "draws.npz", "draws.png"]
+    with np.load("drawn/draws.npz") as arrays:
+        assert arrays["image"].shape == (10, 4, 4)
+        assert set(np.unique(arrays["image"])) <= {0, 1}
+    assert len(done("sample", spots, "-n", 2).stdout.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--given", "a boot"], "Wanted: PART=TEXT"), (["--given", "captoin=x"], "Did you mean 'caption'"),
+        (["--given", "image=x"], "Known: caption"), (["--given", "caption=x", "--given", "caption=y"], "once a part"),
+        (["-o", "mixed.csv"], "exists already"), (["-o", "x.csv"], "Wanted: a folder"), (["-o", "there"], "exists"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_record_to_draw_is_told(spots, words, text):
+    Path("there").mkdir()
+    Path("there/precious.txt").write_text("x")
+    assert text in refused("sample", spots, *words)
+    assert "precious.txt" in os.listdir("there")
+
+
 # Outputs
 
 
@@ -646,6 +715,25 @@ def test_held_out_rows_are_cut_to_what_was_asked():
     answer = done("compare", "moons", "--families", "independent", "--rows", 30, "--out", "c")
     assert "1600 rows to fit, 400 rows held out, 30 of them scored" in answer.stderr
     assert len(frames.read("c/scores.parquet")) == 30
+
+
+def test_complete_rows_let_every_family_take_part():
+    assert "--complete-rows" in done("compare", "mixed.csv", "--families", "independent,kerneldensity").stdout
+    answer = done("compare", "mixed.csv", "--families", "independent,kerneldensity", "--complete-rows", "--out", "c")
+    gaps = pd.read_csv("mixed.csv").isna().any(axis=1).sum()
+    said = f"{gaps} of 40 rows have missing cells and were left out (complete rows)"
+    assert said in answer.stderr
+    assert said in answer.stdout
+    assert said in Path("c/report.html").read_text()
+    assert set(frames.read("c/scores.parquet").to_pydict()["family"]) == {"Independent", "KernelDensity"}
+    assert "Add --complete-rows" in refused("compare", "mixed.csv", "--families", "kerneldensity", "--out", "d")
+
+
+def test_what_is_scored_is_looked_for_before_the_place_of_its_scores(saved):
+    assert "There is no file nix.csv" in refused("score", saved / "table", "nix.csv", "-o", "/nowhere/x.txt")
+    assert "There is no model in nix" in refused("score", "nix", "nix.csv", "-o", "/nowhere/x.txt")
+    assert "ends in one of .parquet, .csv" in refused("score", saved / "table", "mixed.csv", "-o", "x.txt")
+    assert "There is no file nix.csv" in refused("compress", saved / "table", "nix.csv", "-o", "/nowhere/x")
 
 
 def test_columns_that_name_the_rows_are_pointed_out():

@@ -4,6 +4,7 @@ import math
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,16 +12,21 @@ import probgen as pg
 from probgen import frames, plots, store
 from probgen.datasets import Dataset
 from probgen.errors import DataError, FitError, Incomparable, MissingExtra, ParameterError
+from probgen.evaluate import compare as comparing
 from probgen.evaluate import run
+from probgen.evaluate.blending import aside
 from probgen.evaluate.compare import Comparison, Entry, column_names, compare, fit_suitable, format_cell, panels
+from probgen.evaluate.complete import complete_rows
+from probgen.evaluate.judged import why_not
 from probgen.evaluate.outputs import csv_lines, sample_table
 from probgen.evaluate.stacking import weights_of
-from probgen.events import Array, Category, Count, Ragged, Real, Series, Table
+from probgen.events import Array, Category, Count, Ragged, Real, Record, Series, Table, Text
 from probgen.logprob import Kind, LogProb
 from probgen.models.diffusion import Diffusion
 from probgen.models.flow import Flow
 from probgen.models.gan import GAN
 from probgen.models.mixture import Mixture
+from probgen.models.ngram import NGram
 from probgen.models.vae import VAE
 from probgen.plots import canvas
 
@@ -199,6 +205,11 @@ def test_a_gap_that_a_family_cannot_integrate_out_is_its_reason():
     assert "column a is missing" in skipped["KernelDensity"]
     assert "column a is missing" in skipped["GaussianCopula"]
     assert "column a is missing" in skipped["Flow"]
+    whole, left = fit_suitable(
+        gaps, Table({"a": Real(), "b": Real()}), families=["KernelDensity"], seed=1, complete_rows=True
+    )
+    assert whole["KernelDensity"].points.shape[0] == np.isfinite(gaps["a"]).sum()
+    assert left == {}
 
 
 def test_a_defect_is_not_hidden_as_a_reason(monkeypatch):
@@ -718,5 +729,103 @@ def test_why_nothing_was_judged_by_samples_is_said_once():
     event = Table({"a": Real(), "b": Real()})
     both = {name: pg.Independent(event).fit(gaps, seed=0) for name in ("one", "two")}
     said = str(compare(both, gaps, seed=0))
-    assert said.count("No model was judged by samples: The rows have missing cells") == 1
+    assert said.count("No model was judged by samples: the rows have missing cells") == 1
     assert "By their samples" not in said
+
+
+def gappy(n=150):
+    table = pd.DataFrame(RNG.normal(size=(n, 2)) @ [[1.0, 0.8], [0.0, 0.6]], columns=["a", "b"])
+    table.index = [f"r{i}" for i in range(n)]
+    return table.assign(a=table["a"].where(np.arange(n) % 10 > 0))
+
+
+@pytest.fixture(scope="module")
+def on_gaps():
+    """A table with gaps, and models of it, one of which needs every cell."""
+    table, event = gappy(), Table({"a": Real(), "b": Real()})
+    whole = table.dropna()
+    return table, {
+        "own": pg.Independent(event).fit(table, seed=0),
+        "kernel": pg.KernelDensity(event).fit(whole, seed=0),
+    }
+
+
+def test_gaps_that_leave_a_model_out_are_told_with_the_way_to_all_of_them(on_gaps):
+    table, models = on_gaps
+    found = compare(models, table, seed=0)
+    assert [entry.name for entry in found.entries] == ["own"]
+    offer = "15 of 150 rows have missing cells: complete_rows=True (--complete-rows)"
+    assert str(found).count(offer) == 1
+    assert offer not in str(compare({"own": models["own"]}, table, seed=0, samples=False))  # nobody was left out
+    with pytest.raises(DataError, match=r"Row r0, column a.*or compare with complete_rows=True"):
+        compare({"kernel": models["kernel"]}, table)
+
+
+def test_complete_rows_are_compared_and_judged_and_the_others_counted(on_gaps):
+    table, models = on_gaps
+    whole = table.dropna()
+    ready = {"ready": models["own"].log_prob(table)}  # of all rows
+    found = compare({**models, **ready}, table, seed=0, complete_rows=True)
+    assert {one.name for one in found.judged} == set(models)
+    for entry in found.entries:
+        mine = models["kernel" if entry.name == "kernel" else "own"]
+        np.testing.assert_array_equal(entry.log_prob.nats, mine.log_prob(whole).nats)
+        assert entry.log_prob.event.keys.tolist() == whole.index.tolist()
+    assert "15 of 150 rows have missing cells and were left out (complete rows)" in str(found)
+    assert "left out" not in str(compare(models, whole, seed=0, complete_rows=True))
+    with pytest.raises(DataError, match="All 5 rows have missing cells"):
+        compare(models, table.assign(a=math.nan)[:5], complete_rows=True)
+    with pytest.raises(ParameterError, match="complete_rows=True beside history"):
+        compare(models, table, history=table, complete_rows=True)
+
+
+@pytest.mark.parametrize("form", ["dict", "array", "series"])
+def test_rows_are_complete_in_every_form_of_data(form):
+    x = np.array([[1.0, math.nan], [2.0, 3.0], [math.nan, 1.0], [4.0, 5.0]])
+    if form == "series":
+        event, x = Series((2,)), [x[:1], x[1:2], x[2:], x[3:]]
+        found, kept = complete_rows(event, x)
+        assert [part.tolist() for part in found] == [[[2.0, 3.0]], [[4.0, 5.0]]]
+    elif form == "dict":
+        found, kept = complete_rows(Table({"a": Real(), "b": Real()}), {"a": x[:, 0], "b": x[:, 1]})
+        assert {name: list(v) for name, v in found.items()} == {"a": [2.0, 4.0], "b": [3.0, 5.0]}
+    else:
+        found, kept = complete_rows(Array((2,), missing=True), x)
+        assert found.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert kept.tolist() == [False, True, False, True]
+
+
+# Text and records
+
+
+def test_a_language_model_and_an_n_gram_are_weighed_on_texts_that_neither_saw():
+    rng = np.random.default_rng(0)
+    words = ["one", "two", "three", "four"]
+    texts = [" ".join(rng.choice(words, size=4)) + f" {i}" for i in range(60)]
+    fitted, _ = fit_suitable(texts, Text(), families=["NGram", "LanguageModel"], budget=0.2, seed=0)
+    assert list(fitted) == ["NGram", "LanguageModel", "Blend"]
+    _, few = aside(texts, Text(), 0)
+    assert set(few) < set(texts)
+    counted = fitted["NGram"].log_prob(few + texts[:20], seed=0).nats
+    alone = NGram(Text()).fit([text for text in texts if text not in few], seed=0)
+    np.testing.assert_allclose(counted, alone.log_prob(few + texts[:20]).nats)  # it has not seen the few
+    alone, _ = fit_suitable(texts, Text(), families=["NGram"], budget=0.2, seed=0)
+    assert list(alone) == ["NGram"]
+    few, _ = fit_suitable(texts[:20], Text(), families=["NGram", "LanguageModel"], budget=0.2, seed=0)
+    assert "Blend" not in few
+
+
+def test_records_with_labels_are_judged_by_their_coherence(models, monkeypatch):
+    asked = []
+
+    def judged(fitted, x, labels, **options):
+        asked.append((list(fitted), labels, options))
+        return {}, {"gan": "it was not asked"}
+
+    monkeypatch.setattr(comparing, "coherence_of", judged)
+    found = compare(models, HELD, by=FEW, seed=3, labels=[1] * len(HELD), train=(TRAIN, [1]))
+    assert asked == [(list(models), [1] * len(HELD), {"train": (TRAIN, [1]), "seed": 3})]
+    assert "it was not asked" in str(found)
+    compare(models, HELD, by=FEW, seed=3)
+    assert len(asked) == 1
+    assert "coherence" in why_not(Record(a=Array((2,)), b=Text()), 100)

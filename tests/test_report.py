@@ -7,6 +7,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import pairwise
@@ -18,6 +19,7 @@ from matplotlib import image as images
 
 import probgen as pg
 from probgen.errors import Incomparable, ParameterError, StoreError
+from probgen.evaluate.checks import check
 from probgen.evaluate.compare import Comparison, Entry, compare
 from probgen.evaluate.report import charts, report
 from probgen.evaluate.report.markup import Html, scrolling, tag
@@ -28,7 +30,7 @@ from probgen.logprob import Kind, LogProb
 
 EVIL = "<script>alert(1)</script>"
 QUOTED = '"><img src=http://evil.example/x onerror=alert(2)>'
-VOID = {"img", "meta", "br"}
+VOID = {"img", "meta", "br", "wbr"}
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
@@ -111,11 +113,14 @@ def compared(frame):
     return compare({**models, "bound": bound}, held, skipped=skipped, seed=1), models, train, held
 
 
+FACTS = {EVIL: QUOTED, "Model BayesianNetwork": "as long a name as families have"}
+
+
 @pytest.fixture(scope="module")
 def page(compared, tmp_path_factory):
     result, models, train, held = compared
     path = tmp_path_factory.mktemp("report") / "report.html"
-    told = report(result, path, models=models, data=held, train=train, title=EVIL, facts={EVIL: QUOTED}, seed=2)
+    told = report(result, path, models=models, data=held, train=train, title=EVIL, facts=FACTS, seed=2)
     assert told == path
     return path.read_text()
 
@@ -194,7 +199,7 @@ def test_the_most_surprising_rows_are_the_least_likely_ones_with_their_values(pa
 
 
 def test_where_it_comes_from_is_kept(page, compared):
-    part = html.unescape(page[page.index('id="provenance"') :])
+    part = html.unescape(page[page.index('id="provenance"') :].replace("<wbr>", ""))
     for word in ("SHA-256", "torch", "pyro-ppl", "numpy", "Python", "Written", "Seed of scoring", EVIL, QUOTED, "120"):
         assert word in part, word
     held = re.search(r"Held-out rows</th><td>120, SHA-256 of their content ([0-9a-f]{16})", part)[1]
@@ -265,6 +270,31 @@ def test_sequences_whole_and_step_by_step_are_reported(tmp_path):
 
 
 # --- where it goes ------------------------------------------------------------------------------------------------
+
+
+def test_a_reason_that_several_models_share_is_told_once(tmp_path):
+    rng = np.random.default_rng(4)
+    gaps = {"a": np.where(np.arange(60) % 5, rng.normal(size=60), np.nan), "b": rng.normal(size=60)}
+    event = Table({"a": Real(), "b": Real()})
+    both = {name: pg.Independent(event).fit(gaps, seed=0) for name in ("one", "two")}
+    why = {name: f"Row 0, column a is missing: {name} needs every cell" for name in ("Kernel", "Flow")}
+    result = compare(both, gaps, seed=0, skipped=why)
+    text = html.unescape(report(result, tmp_path / "page.html").read_text())
+    assert text.count("The rows have missing cells.") == 1
+    assert "<dt>one, two: not judged by samples</dt>" in text
+    assert "<dt>Kernel, Flow: left out</dt><dd>Row 0, column a is missing: it needs every cell.</dd>" in text
+    assert text.count("is missing: it needs") == 1
+
+
+def test_what_p_means_and_what_chance_decides_is_told(page, compared):
+    found = check(next(iter(compared[1].values())), compared[3], "mean", n=50)
+    low, middle = replace(found, p=np.array([0.0003, 0.5])), replace(found, p=np.array([0.9999, 0.1234]))
+    assert [row["p"] for row in low.texts()] == ["< 0.02 !", f"0.500 ± {found.stderr[1]:.3f}"]
+    assert middle.texts()[0]["p"] == "> 0.98 !"
+    assert "p: share of the 50 data sets with as much of it or more, ± its Monte Carlo error" in str(found)
+    part = html.unescape(page[page.index('id="checks"') : page.index('id="rows"')])
+    assert "± its\nMonte Carlo error" in part
+    assert "stderr" not in part
 
 
 def test_a_report_that_exists_is_replaced_only_when_asked(compared, tmp_path):
@@ -363,11 +393,18 @@ f.onload = () => {
     && e.getBoundingClientRect().right > root.clientWidth + 1).map(e => e.tagName);
   const boxes = [...d.querySelectorAll(".scroll")];
   const focused = boxes.slice(0, 3).map(e => { e.focus(); return d.activeElement === e; });
+  const torn = [...d.querySelectorAll(".wrap th[scope=row]")].flatMap(e => [...e.textContent.matchAll(/\\S+/g)]
+    .filter(word => {
+      const range = d.createRange();
+      range.setStart(e.firstChild, word.index);
+      range.setEnd(e.firstChild, word.index + word[0].length);
+      return word[0].length < 20 && new Set([...range.getClientRects()].map(r => r.top)).size > 1;
+    }).map(word => word[0]));
   document.getElementById("out").textContent = JSON.stringify({
     page: root.scrollWidth, room: root.clientWidth, wide, scripts: d.scripts.length,
     requests: w.performance.getEntriesByType("resource").map(e => e.name),
     broken: [...d.images].filter(e => !e.naturalWidth).length, images: d.images.length,
-    rolling: boxes.some(e => e.scrollWidth > e.clientWidth), focused, title: d.title,
+    rolling: boxes.some(e => e.scrollWidth > e.clientWidth), focused, torn, title: d.title,
     links: d.querySelectorAll("a[href], summary, [tabindex='0']").length,
     small: Math.min(...[...d.querySelectorAll("svg text")].filter(e => e.getBoundingClientRect().height > 0)
       .map(e => e.getBoundingClientRect().height)),
@@ -401,6 +438,7 @@ def test_a_browser_shows_the_page_on_narrow_and_wide_screens(page, tmp_path, wid
     assert found["focused"] == [True] * 3
     assert found["rolling"] or width == 1280  # wide tables roll in their own boxes
     assert found["small"] >= 9
+    assert found["torn"] == []
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
@@ -410,3 +448,9 @@ def test_a_browser_sees_a_page_that_is_too_wide(page, tmp_path):
     found = seen(page.replace("</main>", '<p style="width:900px">x</p></main>'), 400, tmp_path)
     assert found["page"] > found["room"]
     assert "P" in found["wide"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+def test_a_browser_sees_words_that_are_torn_apart(page, tmp_path):
+    torn = page.replace("</style>", ".wrap tbody th{overflow-wrap:anywhere}</style>")
+    assert "BayesianNetwork" in seen(torn, 400, tmp_path)["torn"]

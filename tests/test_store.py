@@ -20,7 +20,7 @@ import torch
 import probgen as pg
 from probgen import emissions, frames, store
 from probgen.errors import NotFittedError, ProbgenError, StoreError
-from probgen.events import Array, Category, Count, Real, Table
+from probgen.events import Array, Category, Count, Real, Series, Table
 from probgen.logprob import Kind
 
 RNG = np.random.default_rng(7)
@@ -407,6 +407,45 @@ def test_tensors_that_are_not_the_models_are_refused(forge, tmp_path, name, what
     folder = forge(change, source=store.save(fitted(name), tmp_path / "m"))
     with pytest.raises(StoreError, match=r"missing or unknown"):
         store.load(folder)
+
+
+SERIES = [REALS[:15], REALS[15:40]]
+WITH_DRAWS = {
+    "Mixture": lambda: fitted(TINY),
+    "Standardize": lambda: pg.Standardize(pg.Mixture(Array((2,)), 2)).fit(REALS, seed=1, **EM),
+    "HMM": lambda: pg.HMM(states=2, emission=emissions.Normal(2)).fit(SERIES, seed=1, restarts=1, max_iter=3),
+    "StateSpace": lambda: pg.StateSpace(Series((2,)), 1).fit(SERIES, seed=1, restarts=1, max_iter=3),
+    "BayesianNetwork": lambda: pg.BayesianNetwork(PAIR, edges=[("kind", "size")]).fit(FRAME[["size", "kind"]]),
+    "Regression": lambda: pg.Regression(Array(()), context=Array((1,))).fit(REALS[:, 1], given=REALS[:, :1], seed=1),
+}
+
+
+@pytest.mark.parametrize("name", WITH_DRAWS)
+def test_a_folder_from_before_draws_were_kept_is_that_of_a_point_fit(name, forge, tmp_path):
+    model = WITH_DRAWS[name]()
+    source = store.save(model, tmp_path / "m")
+
+    def older(about, tensors):
+        kept = [key for key in tensors if "kept." in key]
+        assert len(kept) == 3
+        for key in kept:
+            del tensors[key]
+
+    again = store.load(forge(older, source=source))
+    assert bits(again) == bits(model)
+    with pytest.raises(StoreError, match=r"kept\.facts.* missing or unknown"):
+        store.load(
+            forge(lambda _, tensors: tensors.pop(next(k for k in tensors if k.endswith("kept.facts"))), None, source)
+        )
+
+
+def test_tensors_of_another_version_are_refused_with_that_version_and_what_to_do(forge):
+    def change(about, tensors):
+        about["versions"]["probgen"] = "0.0.7"
+        tensors["gone"] = torch.zeros(2)
+
+    with pytest.raises(StoreError, match=r"saved by probgen 0\.0\.7: its tensors \['gone'\].*fit the model again"):
+        store.load(forge(change))
 
 
 DTYPES = (

@@ -1,10 +1,12 @@
 """Tables of any size: the same numbers whatever the partitions, columns, engine, deaths; refusals that name things."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,11 @@ from probgen.cli.commands import app
 from probgen.errors import DataError, ParameterError, ShapeError, StoreError, StructureError, SupportError
 from probgen.evaluate.table import engines, score_table, scores
 from probgen.evaluate.table import job as jobs
+from probgen.evaluate.table.job import Stats
 from probgen.evaluate.table.merge import Merge
+from probgen.evaluate.table.tally import stats_of
 from probgen.events import Array, Category, Count, Panel, Real, Table
+from probgen.logprob import Kind, LogProb
 
 EVENT = Table({"a": Real(), "b": Real(), "c": Category(("x", "y"))})
 N = 900
@@ -409,13 +414,74 @@ def test_corrupt_parts_are_named_and_the_rest_is_scored_when_asked(model, exact,
     whole = (source / "part-1.parquet").read_bytes()
     (source / "part-4.parquet").write_bytes(whole[: len(whole) // 2])  # no footer
     (source / "part-5.parquet").write_bytes(whole[:300] + bytes(600) + whole[900:])  # the footer is good, pages are not
-    with pytest.raises(DataError, match=r"part-4\.parquet"):
+    with pytest.raises(DataError, match=r"part-4\.parquet.*skip_corrupt=True, --skip-corrupt, scores the other files"):
         score_table(model, source, "scores", workers=1)
     done = score_table(model, source, "scores", workers=1, skip_corrupt=True)
     assert set(done.skipped) == {"part-4.parquet", "part-5.parquet"}
     assert nats(done.frame()) == pytest.approx(exact, rel=1e-12)
     assert not (here / "scores" / "part-5.parquet").exists()
     assert not list(here.rglob("*.tmp"))
+
+
+def test_a_row_that_can_not_be_scored_names_the_way_to_score_the_other_files(model, here):
+    source = folder(here / "parts", rows(), parts=3)
+    pink = rows(5).to_pandas().assign(c="pink")
+    pink.to_parquet(source / "part-1.parquet", index=False)
+    with pytest.raises(
+        SupportError, match=r"part-1\.parquet: row 0, column c: 'pink'.*--skip-corrupt, scores the other"
+    ):
+        score_table(model, source, workers=1)
+    with pytest.raises(SupportError) as alone:
+        score_table(model, source / "part-1.parquet", workers=1)
+    assert "skip" not in str(alone.value)
+
+
+def test_where_all_parts_are_left_out_each_ones_reason_is_told_once(model, here):
+    source = folder(here / "parts", rows(10), parts=2)
+    for path in source.rglob("*.parquet"):
+        rows(5).to_pandas().assign(c="pink").to_parquet(path, index=False)
+    (source / "part-2.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError) as none:
+        score_table(model, source, workers=1, skip_corrupt=True)
+    said = str(none.value)
+    assert said.startswith(f"None of the 3 files of {source} can be scored.")
+    assert [said.count(f"part-{i}.parquet") for i in range(3)] == [1, 1, 1]
+    assert ".." not in said
+
+
+def test_the_mean_after_an_interrupted_run_is_that_of_all_rows(model, exact, here):
+    source = folder(here / "parts", rows(), parts=4)
+    whole = score_table(model, source, "scores", workers=1)
+    names = sorted(str(path.relative_to(source)) for path in source.rglob("*.parquet"))
+    for gone in (names[1:2], [], names[1:]):
+        for name in gone:
+            Path("scores", name).unlink()
+        again = score_table(model, source, "scores", workers=1, resume=True)
+        assert again.rows == sum(len(pq.read_table(source / name)) for name in gone)
+        old, new = whole.summary.mean(), again.summary.mean()
+        assert (new.value, new.between_rows) == pytest.approx((exact.mean(), old.between_rows), rel=1e-12)
+        assert replace(new, value=0.0, between_rows=0.0) == replace(old, value=0.0, between_rows=0.0)
+
+
+@pytest.mark.parametrize("odd", ["refused", "impossible", "noisy", "bound"])
+def test_figures_read_back_from_written_scores_are_those_that_were_written(odd):
+    values = np.array([-1.0, -2.5, -0.25, -4.0])
+    about = {"by": "a | b", "target": "p", "measure": "counting"}
+    if odd == "refused":
+        kinds, values[1::2] = np.array([Kind.EXACT, Kind.UNAVAILABLE] * 2), math.nan
+        answer = LogProb(kinds, values, reason="why", instead="how", **about)
+    elif odd == "impossible":
+        answer = LogProb(Kind.EXACT, np.where(values < -3, -np.inf, values), **about)
+    else:
+        errors = np.array([0.1, 0.2, 0.3, 0.4]) if odd == "noisy" else None
+        answer = LogProb(Kind.ESTIMATE if odd == "noisy" else Kind.LOWER, values, stderr=errors, **about)
+    found, written = stats_of(answer.frame()), Stats.of(answer)
+    assert replace(found, mean=0.0, squares=0.0, error=None) == replace(written, mean=0.0, squares=0.0, error=None)
+    assert (found.mean, found.squares) == pytest.approx((written.mean, written.squares))
+    if odd == "bound":
+        assert math.isnan(found.error)  # a file does not tell whether there was none, or none to be trusted
+    else:
+        assert found.error == (written.error and pytest.approx(written.error))
 
 
 def test_nobody_listening_and_no_address_are_said_within_seconds(model):
@@ -553,7 +619,8 @@ def test_the_command_scores_a_folder_and_says_what_it_left_out(model, exact, her
     assert pq.read_schema("more/part-0.parquet").names[:2] == ["id", "log_prob"]
     resumed = run("score", "model", source, "-o", "more", "--skip-corrupt", "--key", "id", "--resume")
     assert resumed.exit_code == 3
-    assert f"{N} rows of 3 files were scored before" in resumed.stdout
+    assert f"{N} rows of 3 files were scored before; the mean is of all rows" in resumed.stdout
+    assert f"n={N}" in resumed.stdout
     (source / "part-7.parquet").unlink()
     refused = run("score", "model", source, "--engine", "dask", "--scheduler", "127.0.0.1:9")
     assert refused.exit_code == 2

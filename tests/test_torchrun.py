@@ -22,11 +22,12 @@ from torch import nn
 from torch.nn.functional import softplus
 
 import probgen as pg
-from probgen import store, training
+from probgen import model as models
+from probgen import ranks, store, training
 from probgen.errors import FitError, ParameterError, ProbgenError, StoreError
 from probgen.events import Array, Real, Table
 from probgen.models.vae import learning
-from probgen.training import Player, Schedule, loop, ranks, train
+from probgen.training import Player, Schedule, loop, train
 
 D = torch.float64
 RNG = np.random.default_rng(3)
@@ -114,6 +115,11 @@ def vae(seed=5, **options):
     )
 
 
+def copied():
+    """A fit that keeps the rows in a random order, on each rank all of them."""
+    return pg.KernelDensity(Array((2,))).fit(ROWS)
+
+
 ALIKE = {
     "duel": (1e-10, lambda: duel()[0]),
     "duel, average": (1e-10, lambda: duel(ema=0.9, validation=0.0)[0]),
@@ -134,6 +140,7 @@ SHARED = {"mixture": "2 ranks shared 203 rows", "hmm": "2 ranks shared 5 sequenc
 WHOLE = {
     "mixture of Student's t": "each of 2 ranks took all 203 rows",
     "hmm, one sequence": "each of 2 ranks took all 1 sequences",
+    "kernel density": "each of 2 ranks fitted all rows",
 }
 
 
@@ -237,6 +244,7 @@ def all_scenarios(folder):
     found["failures"] = dict(failing(folder / "cut"))
     for name, fit in {
         "unseeded": partial(vae, seed=None),
+        "unseeded, nothing to share": copied,
         "unbroken": vae,
         "resumed": partial(vae, checkpoint=folder / "cut", every=5, resume=True),
         "gan": lambda: pg.GAN(Array((2,)), 2, (4,)).fit(ROWS, seed=1, steps=5),
@@ -246,6 +254,8 @@ def all_scenarios(folder):
         model = fit()
         found[name] = {"state": numbers(model), "steps": model.report.steps, "stopped": model.report.stopped}
         found[name]["seed"] = model.report.seed
+    with patched(models, "joined", lambda: ranks.ALONE):
+        found["planted seeds"] = {"state": numbers(copied())}
     with at_call(4, interrupt):
         model = vae()
     found["interrupted"] = {"state": numbers(model), "steps": model.report.steps, "stopped": model.report.stopped}
@@ -330,9 +340,11 @@ def test_a_planted_wrong_weight_of_uneven_shares_is_seen(both):
 @needs_gloo
 def test_ranks_end_with_the_same_bits_whatever_was_fitted(both):
     (first, second), _ = both
-    for name in [*ALIKE, "unseeded", "unbroken", "resumed", "gan", "budget", "early", "interrupted"]:
+    others = ("unseeded", "unseeded, nothing to share", "unbroken", "resumed", "gan", "budget", "early", "interrupted")
+    for name in (*ALIKE, *others):
         assert first[name] == second[name], name
-    assert first["alone"]["state"] != second["alone"]["state"]  # the same look would see it
+    for name in ("alone", "planted seeds"):
+        assert first[name]["state"] != second[name]["state"]  # the same look would see it
 
 
 @needs_gloo

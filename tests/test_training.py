@@ -23,7 +23,7 @@ from probgen.errors import FitError, ParameterError, StoreError
 from probgen.events import Array
 from probgen.models import gan
 from probgen.models.vae import learning
-from probgen.training import Player, Progress, Schedule, train
+from probgen.training import Player, Progress, Schedule, loop, train
 
 ROWS = np.random.default_rng(3).normal(size=(64, 2)) * [1.0, 3.0]
 STEPS = 24
@@ -482,6 +482,27 @@ def test_a_resumed_budget_keeps_its_number_of_steps(tmp_path, monkeypatch):
     assert resumed.report.steps == steps
     assert f"{steps} steps" in resumed.report.notes[0]
     assert bits(resumed) == bits(fit("vae", steps=steps))
+
+
+@pytest.mark.parametrize("budget", [1.0, 4.0, 8.0])
+@pytest.mark.parametrize(("step", "look"), [(0.1, 0.01), (0.02, 0.2), (0.05, 0.05), (0.3, 0.3)])
+def test_a_budget_holds_the_pilot_and_the_evaluations_too(step, look, budget, monkeypatch):
+    clock = [0.0]  # it moves by what is done alone
+
+    def costing(real, cost):
+        def timed(self, *args):
+            clock[0] += cost
+            return real(self, *args)
+
+        return timed
+
+    monkeypatch.setattr(training._Run, "take_step", costing(training._Run.take_step, step))
+    monkeypatch.setattr(training._Run, "evaluate", costing(training._Run.evaluate, look))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    new("vae").fit(ROWS, seed=5, budget=budget, patience=0)
+    undone = 2 * step + look  # is the least that a pilot takes
+    assert clock[0] <= max(1.02 * budget, undone + step + look)
+    assert clock[0] >= 0.6 * budget
 
 
 def test_a_tiny_budget_still_takes_a_step():

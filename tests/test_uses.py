@@ -12,9 +12,9 @@ from scipy import stats
 
 from probgen import emissions
 from probgen.errors import DataError, LikelihoodUnavailable, NotFittedError, ParameterError, ShapeError, StructureError
-from probgen.evaluate.uses.anomalies import anomalies, conformal_pvalues, discoveries
+from probgen.evaluate.uses.anomalies import CalibrationWarning, anomalies, conformal_pvalues, discoveries
 from probgen.evaluate.uses.augment import augment
-from probgen.evaluate.uses.impute import impute, pool
+from probgen.evaluate.uses.impute import WholeColumnWarning, impute, pool
 from probgen.evaluate.uses.weighted import weighted_draws
 from probgen.events import Array, Category, Count, Real, Series, Table, infer
 from probgen.models.baseline import GaussianCopula, Independent
@@ -174,10 +174,21 @@ def test_observed_cells_keys_types_and_form_stay():
 
 def test_a_table_may_lack_columns():
     model = Mixture(infer(frame()), 3).fit(frame(), seed=0)
-    done = impute(model, frame(4)[["b", "d"]], seed=0)[0]
-    assert list(done.columns) == ["a", "b", "c", "d"]
+    found = impute(model, frame(4)[["b", "d"]], seed=0)
+    assert list(found[0].columns) == ["a", "b", "c", "d"]
+    assert "8 cells of 4 rows drawn, all of 'a', 'c'" in repr(found)
     with pytest.raises(ShapeError, match="bb"):
         impute(model, frame(4).rename(columns={"b": "bb"}))
+
+
+def test_a_column_that_none_of_many_rows_shows_is_drawn_with_a_warning_that_names_it():
+    model, gaps = Mixture(infer(frame()), 3).fit(frame(), seed=0), frame(40)
+    gaps["b"] = np.nan
+    with pytest.warns(WholeColumnWarning, match=r"All 40 rows lack column 'b'") as caught:
+        impute(model, gaps, seed=0)
+    assert caught[0].filename == __file__
+    gaps.iloc[7, 1] = 2.0
+    assert "all of" not in repr(impute(model, gaps, seed=0))  # and no warning
 
 
 def test_families_that_can_not_impute_are_refused_by_name():
@@ -279,6 +290,22 @@ def test_planted_rows_come_first_with_the_right_column_to_blame(family):
     assert "r11" in str(found)
 
 
+def test_calibration_rows_of_the_fit_are_known_again_and_others_are_not():
+    model = Mixture(Array((3,)), 1, emissions.Normal(3, "full")).fit(X[:300], seed=0)
+    for known, share in ((X[:300], "100%"), (X[100:500], r"[5-8]\d%")):
+        with pytest.warns(
+            CalibrationWarning, match=f"about {share} of the rows that the model was fitted to"
+        ) as caught:
+            anomalies(model, X[500:], calibration=known, explain=0)
+        assert caught[0].filename == __file__
+    anomalies(model, X[500:], calibration=X[300:500], explain=0)
+    levels = Table({"u": Category(("a", "b")), "v": Count()})
+    rows = pd.DataFrame({"u": np.where(X[:, 0] > 3, "a", "b"), "v": np.abs(X[:, 2]).astype(int)})
+    few = Independent(levels).fit(rows[:300], seed=0)
+    anomalies(few, rows[500:], calibration=rows[300:500], explain=0)  # equal rows, of which there are many by chance
+
+
+@pytest.mark.filterwarnings("ignore:The calibration rows")
 def test_blame_does_not_depend_on_units():
     known, odd = X[300:], np.concatenate([X[:20], [[3.0, 40.0, 5.0]]])
     one = anomalies(normal(), odd, calibration=known, explain=3)
@@ -322,6 +349,13 @@ def test_bounds_rank_but_do_not_blame_and_refusals_refuse():
 
 
 # Augmentation
+
+
+def test_what_is_wrong_with_the_column_is_said_of_y():
+    table = frame(60)
+    model = Independent(infer(table)).fit(table, seed=0)
+    with pytest.raises(ParameterError, match=r"^y='dd'.*Did you mean 'd'"):
+        augment(model, table, "dd", n=20)
 
 
 def two_kinds(n, seed):

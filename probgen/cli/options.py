@@ -1,10 +1,12 @@
 """Words of the command line as Python values: a family's own options, estimators, times."""
 
+import gc
 import importlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -12,12 +14,17 @@ from typing import Any, Literal, Union, get_args, get_origin
 from probgen.errors import DataError, ParameterError, StoreError, nearest
 
 __all__ = [
-    "build", "choice_of", "draws_text", "estimator_of", "family_name", "family_of", "fitted", "model_of", "options_of",
-    "seconds_of", "sequence_of", "value_of",
+    "build", "choice_of", "draws_text", "estimator_of", "family_name", "family_of", "fitted", "given_of", "model_of",
+    "options_of", "seconds_of", "sequence_of", "uncollected", "value_of",
 ]  # fmt: skip
 
-_SHORT = {"bayesnet": "BayesianNetwork", "language": "LanguageModel"}
-_TOKENS = {"LanguageModel": "2048"}  # that a family learns from bytes before anything else
+_SHORT = {"bayesnet": "BayesianNetwork", "language": "LanguageModel", "multimodal": "MultimodalVAE"}
+_TOKENS = {"LanguageModel": "2048", "TextDiffusion": "2048"}  # that a family learns from bytes before anything else
+_OWN_ESTIMATORS = {  # of one family each
+    "MaskingBound": "probgen.models.textdiffusion",
+    "TokenPath": "probgen.models.language",
+    "VariationalBound": "probgen.models.diffusion",
+}
 _LEARNERS = {"BayesianNetwork": "probgen.models.bayesnet.structure"}  # their learn() finds the structure, too
 
 
@@ -107,6 +114,7 @@ def fitted(family: str, event: Any, x: Any, options: dict[str, str], seed: int) 
     if "tokens" in options or made_by.__name__ in _TOKENS:
         tokens = typed("--tokens", options.pop("tokens", _TOKENS.get(made_by.__name__, "256")), int)
         event = tokenised(event, x, tokens)
+    event = worded(event, x)
     model, fitting = build(made_by, event, options)
     return model.fit(x, seed=seed, **fitting)
 
@@ -118,6 +126,42 @@ def tokenised(event: Any, x: Any, tokens: int) -> Any:
     if not isinstance(event, Text) or tokens == 256:
         return event
     return Text(BPE.learn(event.restore(event.check(x).x), tokens))
+
+
+def worded(event: Any, x: Any) -> Any:
+    """A record whose parts of text, in bytes so far, are read in words learnt from them; other events as they are."""
+    from probgen.events import Record, Text, Words
+
+    if not isinstance(event, Record):
+        return event
+    plain = {n for n, part in event.parts.items() if isinstance(part, Text) and isinstance(part.tokenizer, str)}
+    words = {name: Text(Words.learn([text for text in x[name] if text is not None])) for name in plain}
+    return Record(**{**event.parts, **words}) if words else event
+
+
+def given_of(texts: list[str], event: Any) -> Any:
+    """``--given`` as a model takes it: the beginning of a text, or parts of a record, PART=TEXT.
+
+    Raises:
+        ParameterError: a model of neither; several beginnings; no part of text by that name.
+    """
+    from probgen.events import Record, Text
+
+    if isinstance(event, Text):
+        if len(texts) > 1:
+            raise ParameterError(f"{len(texts)} times --given", "the beginning of one text", "Name one")
+        return texts[0]
+    if not isinstance(event, Record):
+        raise ParameterError(f"--given for a model of {_shown(event)}", "a model of text or of records", "Leave it out")
+    known = [name for name, part in event.parts.items() if isinstance(part, Text)]
+    given: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in known or name in given:
+            wanted = "PART=TEXT, once a part of text"
+            raise ParameterError(f"--given {text}", wanted, nearest(name, known) if known else "No part is text")
+        given[name] = [value]
+    return given
 
 
 def build(made_by: Any, event: Any, options: dict[str, str]) -> tuple[Any, dict[str, Any]]:
@@ -150,10 +194,25 @@ def model_of(path: Path) -> Any:
     from probgen import store
 
     if path.is_dir() or not (path.is_file() or path.suffix.lower() in (".bif", ".gz")):
-        return store.load(path)
+        with uncollected():
+            return store.load(path)
     from probgen import foreign
 
     return foreign.wrap(path)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Imports without the collector of cycles, which would go through all that is loaded; what a process of its own
+    loads first (``app.main`` has stopped the collector) is never looked at again."""
+    first = not gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+        gc.enable()
 
 
 def draws_text(path: Path) -> bool:
@@ -211,6 +270,7 @@ def estimator_of(text: str | None) -> Any:
         return None
     name, _, rest = text.partition(":")
     known = {n.lower(): getattr(estimate, n) for n in estimate.__all__}
+    known |= {n.lower(): getattr(importlib.import_module(room), n) for n, room in _OWN_ESTIMATORS.items()}
     if name.lower() not in known:
         raise ParameterError(f"--by {text}", "an estimator such as iwae:samples=500", nearest(name.lower(), known))
     made_by = known[name.lower()]

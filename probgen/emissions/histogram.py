@@ -76,15 +76,53 @@ class HistogramDensity(dist.TorchDistribution):
         return ((1 - self.tail) * height + self.tail * self.background(value)).log()
 
     def icdf(self, u: Tensor) -> Tensor:
-        """Quantiles by bisection."""
-        centre, half = self._middle()
-        reach = half * (1.0 if self.bounded else 1e9)
-        low, high = (centre - reach).expand(u.shape).clone(), (centre + reach).expand(u.shape).clone()
-        for _ in range(100):
-            middle = (low + high) / 2
-            below = self.cdf(middle) < u
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        """Quantiles: the bin from a table of P(X <= edge), the place in it by Newton's method (for the background bends
+        what is a line), and beyond the edges the background's own quantile."""
+        shape = torch.broadcast_shapes(u.shape, self.batch_shape)
+        rows = u.expand(shape).reshape(-1, *self.batch_shape).movedim(0, -1)  # (*batch, samples)
+        table = self._table()
+        place = (torch.searchsorted(table, rows.contiguous(), right=True) - 1).clamp(0, self.mass.shape[-1] - 1)
+        x = self._inside(rows, place, table)
+        beyond = self._beyond(rows)
+        x = torch.where((rows < table[..., :1]) | (rows >= table[..., -1:]), beyond, x)
+        return x.movedim(-1, 0).reshape(shape)
+
+    def _table(self) -> Tensor:
+        """P(X <= edge), (*batch, B + 1)."""
+        steps = torch.cat([torch.zeros_like(self.mass[..., :1]), self.mass.cumsum(-1)], -1)
+        background = self._background_cdf(self.edges.movedim(-1, 0)).movedim(0, -1)
+        return (1 - self.tail[..., None]) * steps + self.tail[..., None] * background
+
+    def _inside(self, u: Tensor, place: Tensor, table: Tensor) -> Tensor:
+        """The x of a bin with P(X <= x) = u, (*batch, samples)."""
+        edges = self.edges.expand(*self.batch_shape, -1)
+        low, high, below, above, mass = (
+            values.gather(-1, place)
+            for values in (edges[..., :-1], edges[..., 1:], table[..., :-1], table[..., 1:], self.mass)
+        )
+        width, tail = (high - low).clamp(min=1e-300), self.tail[..., None]
+        x = low + width * ((u - below) / (above - below).clamp(min=1e-300)).clamp(0, 1)
+        if self.bounded:
+            return x
+        centre, half = (value[..., None] for value in self._middle())
+        start = torch.atan((low - centre) / half)
+        for _ in range(6):
+            z = (x - centre) / half
+            gap = (1 - tail) * mass * (x - low) / width + tail * (torch.atan(z) - start) / math.pi - (u - below)
+            slope = (1 - tail) * mass / width + tail / (math.pi * half * (1 + z.square()))
+            x = torch.minimum(torch.maximum(x - gap / slope.clamp(min=1e-300), low), high)
+        return x
+
+    def _beyond(self, u: Tensor) -> Tensor:
+        """The x outside of all bins with P(X <= x) = u, (*batch, samples); no further than 1e9 half ranges."""
+        centre, half = (value[..., None] for value in self._middle())
+        tail = self.tail[..., None].clamp(min=1e-300)
+        low = u < 0.5
+        share = (torch.where(low, u, 1 - u) / tail).clamp(0, 0.5)  # of the background, on this side
+        if self.bounded:
+            return torch.where(low, centre - half, centre + half)
+        away = half * (1 / torch.tan(math.pi * share)).clamp(max=1e9)
+        return torch.where(low, centre - away, centre + away)
 
     def draw(self, u: Tensor) -> Tensor:
         """Values from uniform numbers."""
@@ -173,7 +211,7 @@ class Histogram(Emission):
 
     def sample(self, state: Tensor, generator: torch.Generator, given: Tensor | None = None) -> Tensor:
         u = torch.rand(len(state), self.width, generator=generator, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)
-        inner = self._given(state).draw(u)
+        inner = (self._given(state) if self.states > 1 else self._given(torch.tensor(0))).draw(u)
         return inner.exp().clamp(min=torch.finfo(inner.dtype).tiny) if self.support == "positive" else inner
 
     @torch.no_grad()

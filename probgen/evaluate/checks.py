@@ -1,7 +1,7 @@
 """Predictive checks: a statistic of the data beside the same of data sets that the model makes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -18,6 +18,7 @@ from probgen.model import GenerativeModel, generator_of
 __all__ = ["STATISTICS", "Check", "check"]
 
 Statistic = Callable[[np.ndarray], np.ndarray]
+_SHOWN = 40  # numbers that are printed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,19 +77,41 @@ class Check:
         titles = [f"{self.stat} {name}".strip() for name in self.names]
         predictive(titles, self.observed, self.replicated, self.p, path, source=self.source)
 
-    def __str__(self) -> str:
+    def texts(self) -> list[dict[str, str]]:
+        """The table as text, a dict a number; p outside 1 to R of R + 1 is told as a bound, since chance decides it."""
         low, high = np.quantile(self.replicated, [0.05, 0.95], axis=0)
-        lines = [["", "observed", "replicated [5 %, 95 %]", "p", "±"]]
-        for j, name in enumerate(self.names[:40]):
-            between = f"{self.replicated[:, j].mean():.4g} [{low[j]:.4g}, {high[j]:.4g}]"
-            flag = " !" if self.extreme[j] else ""
-            numbers = [f"{self.observed[j]:.4g}", between, f"{self.p[j]:.3f}{flag}", f"{self.stderr[j]:.2g}"]
-            lines.append([name or self.stat, *numbers])
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
+        mean = self.replicated.mean(axis=0)
+        return [
+            {
+                "": name or self.stat,
+                "observed": f"{self.observed[j]:.4g}",
+                "replicated [5 %, 95 %]": f"{mean[j]:.4g} [{low[j]:.4g}, {high[j]:.4g}]",
+                "p": self._tail(j) + (" !" if self.extreme[j] else ""),
+            }
+            for j, name in enumerate(self.names)
+        ]
+
+    def _tail(self, j: int) -> str:
+        least = 1 / (self.draws + 1)
+        if self.p[j] < least:
+            return f"< {least:.2g}"
+        return f"> {1 - least:.3g}" if self.p[j] > 1 - least else f"{self.p[j]:.3f} ± {self.stderr[j]:.3f}"
+
+    def meaning(self) -> str:
+        """What p and its signs say."""
+        return (
+            f"p: share of the {self.draws} data sets with as much of it or more, ± its Monte Carlo error; ! marks the "
+            "outer 5 %, where the model misses it"
+        )
+
+    def __str__(self) -> str:
+        rows = self.texts()[:_SHOWN]
+        lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         table = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        more = [f"... and {len(self.names) - 40} more"] if len(self.names) > 40 else []
+        more = [f"... and {len(self.names) - _SHOWN} more"] if len(self.names) > _SHOWN else []
         title = f"{self.stat}: {self.source}, {self.draws} data sets of {self.rows} rows"
-        return "\n".join([title, *table, *more, *(f"{note}." for note in self.notes)])
+        return "\n".join([title, *table, *more, *(f"{note}." for note in (self.meaning(), *self.notes))])
 
     __repr__ = __str__
 
@@ -224,7 +247,7 @@ def _statistic(stat: Any, data: Data) -> tuple[tuple[str, ...] | None, Callable[
     if stat not in STATISTICS:
         raise ParameterError(f"stat={stat!r}", "a name or a function of the data", nearest(str(stat), STATISTICS))
     event, x = data.model.event, data.checked.x
-    if isinstance(x, dict):
+    if isinstance(x, Mapping):
         raise StructureError(f"stat={stat!r} of {event!r}", "a function of the record", "stat=lambda x: ...")
     if stat == "levels":
         return _levels(event)

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from probgen import store
-from probgen.errors import BREAKDOWNS, ParameterError, ShapeError, StructureError
+from probgen.errors import BREAKDOWNS, DataError, ParameterError, ShapeError, StructureError
 from probgen.evaluate.answers import check_models, in_order, ready, same_rows
+from probgen.evaluate.coherence import Coherence, coherence_of
 from probgen.evaluate.comparison import Comparison, Entry, format_cell
+from probgen.evaluate.complete import barred, incomplete, left_out, offered
+from probgen.evaluate.complete import complete_rows as leave_incomplete
 from probgen.evaluate.drawing import column_names, level_names, panels
 from probgen.evaluate.fitting import fit_suitable, reason_of
 from probgen.evaluate.judged import Judgement, judge, why_not
@@ -34,6 +37,9 @@ def compare(
     seed: int = 0,
     skipped: Mapping[str, str] | None = None,
     samples: bool = True,
+    complete_rows: bool = False,
+    labels: Any = None,
+    train: Any = None,
     on_start: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
     """Scores fitted models on the same held-out rows.
@@ -48,6 +54,11 @@ def compare(
         by: Estimators by model name, for those that should not take their own way.
         samples: Whether the models are judged by their samples, too, where there are 30 rows or more, without gaps:
             energy score, a classifier test and a kernel test.
+        complete_rows: Whether rows with missing cells are left out, which is said in the notes: some families, and all
+            judgements by samples, need every cell. Ready answers of all rows are then read at the others.
+        labels: Of held-out records: labels, or a ``datasets.Question`` that their texts answer. What the models draw is
+            then judged by its coherence, too, in a table of its own.
+        train: Records from which the judges of their parts are learnt; beside plain labels a pair (records, labels).
 
     A model that can't score the rows is left out with its reason; the others are compared.
 
@@ -66,6 +77,10 @@ def compare(
     given = {name: answer for name, model in models.items() if (answer := ready(name, model)) is not None}
     check_models(models, list(given), GenerativeModel, x)
     fitted = {name: model for name, model in models.items() if isinstance(model, GenerativeModel)}
+    event: Event | None = next(iter(fitted.values())).event if fitted else None
+    said = ""
+    if complete_rows and event is not None:
+        x, history, given, said = _completed(event, x, history, given)
     scored, failed, lengths = _scored(fitted, x, history, by or {}, seed, on_start)
     all_of_them = given | {name: answer for name, (answer, _) in scored.items()}
     answers, matched = in_order({name: all_of_them[name] for name in models if name in all_of_them})
@@ -73,15 +88,32 @@ def compare(
     seconds = {name: taken for name, (_, taken) in scored.items()}
     entries = [_entry(name, lp, fitted.get(name), seconds.get(name, math.nan)) for name, lp in answers.items()]
     reasons = dict(skipped or {}) | {name: f"it could not score: {reason_of(p)}" for name, p in failed.items()}
-    event: Event | None = next(iter(fitted.values())).event if fitted else None
     judged: list[Judgement] = []
     unjudged: dict[str, str] = {}
     if samples and event is not None and history is None and why_not(event, len(entries[0].log_prob)) is None:
         judged, unjudged = judge({name: fitted[name] for name in scored}, x, event, seed)
+    coherence: dict[str, Coherence] = {}
+    if labels is not None:
+        drawn_from = {name: fitted[name] for name in scored}
+        coherence, incoherent = coherence_of(drawn_from, x, labels, train=train, seed=seed)
+        unjudged |= incoherent
+    if event is not None and barred([*reasons.values(), *unjudged.values()]):
+        said = said or offered(incomplete(event.check(x)))
     return Comparison(
         tuple(sorted(entries, key=lambda entry: entry.rank)), reasons, lengths,
-        history is None and isinstance(event, Series | Panel), tuple(judged), unjudged, tuple(matched), seed,
+        history is None and isinstance(event, Series | Panel), tuple(judged), unjudged, tuple(matched), seed, said,
+        coherence,
     )  # fmt: skip
+
+
+def _completed(event: Event, x: Any, history: Any, given: Mapping[str, LogProb]) -> tuple[Any, Any, dict, str]:
+    """Complete rows, ready answers at them, and what to say of the others."""
+    if history is not None:
+        came = "complete_rows=True beside history"
+        raise ParameterError(came, "one of them: the steps of a sequence hang together", "Leave complete_rows out")
+    rows, kept = leave_incomplete(event, x)
+    answers = {name: answer[kept] if len(answer) == len(kept) else answer for name, answer in given.items()}
+    return rows, history, answers, left_out(kept)
 
 
 def _opened(model: Any) -> Any:
@@ -124,7 +156,10 @@ def _scored(
             continue
         answers[name] = answer, time.perf_counter() - began
     if failed and not answers:
-        raise next(iter(failed.values()))
+        first = next(iter(failed.values()))
+        if isinstance(first, DataError) and barred([first.came]):
+            raise DataError(first.came, first.wanted, f"{first.do}; or compare with complete_rows=True") from None
+        raise first
     return answers, failed, lengths
 
 

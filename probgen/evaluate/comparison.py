@@ -12,9 +12,10 @@ from typing import Any
 from probgen import frames
 from probgen.errors import Incomparable
 from probgen.evaluate.claims import Claim, claims_of
+from probgen.evaluate.coherence import Coherence, coherence_lines
 from probgen.evaluate.judged import COLUMNS as JUDGED
 from probgen.evaluate.judged import Judgement, rows_of
-from probgen.evaluate.notes import JUDGED_NOTES, notes_of
+from probgen.evaluate.notes import JUDGED_NOTES, notes_of, unjudged
 from probgen.evaluate.paired import Difference, against_best, error_of_total
 from probgen.evaluate.stacking import Stacking, stack
 from probgen.logprob import Kind, LogProb
@@ -81,6 +82,8 @@ class Comparison:
         unjudged: Models that samples can't judge, and why.
         matched: How the rows of ready answers were found to be the same, in sentences.
         seed: Of all draws.
+        gaps: What missing cells of the rows did to the comparison, in a sentence.
+        coherence: By model, whether the parts of what it draws belong together; only of records with labels.
 
     The column "vs best" is the log-likelihood of all rows together minus that of the best comparable entry, in nats;
     "paired ±" is the standard error of that difference, from the spread of its rows.
@@ -94,6 +97,8 @@ class Comparison:
     unjudged: Mapping[str, str] = field(default_factory=dict)
     matched: tuple[str, ...] = ()
     seed: int | None = None
+    gaps: str = ""
+    coherence: Mapping[str, Coherence] = field(default_factory=dict)
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
@@ -185,15 +190,15 @@ class Comparison:
         return [{name: format_cell(value, name) for name, value in self.cells(entry).items()} for entry in self.entries]
 
     def __str__(self) -> str:
-        return "\n".join([*_lines(tuple(self.texts()[0]), self.texts()), "", *self.notes(), *self.by_samples()])
+        table = _lines(tuple(self.texts()[0]), self.texts())
+        return "\n".join([*table, "", *self.notes(), *self.by_samples(), *coherence_lines(self.coherence)])
 
     def by_samples(self) -> list[str]:
         """The second table with its notes, in lines; where nothing was judged the reasons, each once."""
+        left = unjudged(self)
         if not self.judged:
-            reasons = dict.fromkeys(reason.rstrip(".") for reason in self.unjudged.values())
-            return [f"No model was judged by samples: {reason}." for reason in reasons]
+            return left
         rows = [{name: format_cell(v, name) for name, v in row.items()} for row in rows_of(list(self.judged))]
-        left = [f"{name} was not judged by samples: {why.rstrip('.')}." for name, why in self.unjudged.items()]
         return ["", "By their samples, on the same rows:", *_lines(JUDGED, rows), "", *JUDGED_NOTES, *left]
 
     def _repr_html_(self) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from probgen.errors import BREAKDOWNS
-from probgen.events import Category, Event, Panel, Ragged, Table
+from probgen.events import Array, Category, Event, Panel, Ragged, Record, Table, Text
 from probgen.model import GenerativeModel
 
-__all__ = ["column_names", "level_names", "panels", "texts"]
+__all__ = ["captioned_panels", "column_names", "level_names", "panels", "texts"]
 
 _SYMBOLS, _LETTERS = 200, 400  # of a text that is shown
 
@@ -38,6 +38,24 @@ def panels(models: Mapping[str, GenerativeModel], x: Any, event: Event, seed: in
 
 def _to_draw(cells: Any) -> np.ndarray | Sequence[np.ndarray]:
     return [part.numpy() for part in cells.split()[:6]] if isinstance(cells, Ragged) else cells.numpy()
+
+
+def captioned_panels(
+    models: Mapping[str, GenerativeModel], x: Mapping[str, Any], event: Record, seed: int
+) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Pictures of the data and of each model that draws, eight each, and what is said of them; {} without pictures."""
+    images = [n for n, part in event.parts.items() if isinstance(part, Array) and len(part.shape) in (2, 3)]
+    words = [n for n, part in event.parts.items() if isinstance(part, Text)]
+    if not images:
+        return {}
+    drawn = {"held-out data": x}
+    for name, model in models.items():
+        with suppress(*BREAKDOWNS):
+            drawn[name] = model.sample(8, seed=seed)
+    return {
+        title: (np.asarray(some[images[0]][:8]), [str(text) for text in some[words[0]][:8]] if words else [""] * 8)
+        for title, some in drawn.items()
+    }
 
 
 def texts(models: Mapping[str, GenerativeModel], x: list[str], seed: int) -> str:

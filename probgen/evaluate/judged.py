@@ -11,8 +11,9 @@ import numpy as np
 
 from probgen.errors import BREAKDOWNS, ProbgenError
 from probgen.evaluate import scores
+from probgen.evaluate.complete import incomplete
 from probgen.evaluate.twosample import SampleWarning, two_sample
-from probgen.events import Array, Event, Table
+from probgen.events import Array, Event, Record, Table
 from probgen.model import GenerativeModel
 
 __all__ = ["COLUMNS", "Judgement", "judge", "rows_of", "why_not"]
@@ -47,6 +48,8 @@ class Judgement:
 
 def why_not(event: Event, rows: int) -> str | None:
     """None, or why models are not judged by samples on such rows."""
+    if isinstance(event, Record):
+        return "records are judged by their coherence: compare(..., labels=question, train=records)"
     if not isinstance(event, Array | Table):
         return "samples of sequences are judged by two_sample alone"
     return f"{rows} rows are too few to judge samples by" if rows < _LEAST else None
@@ -58,10 +61,12 @@ def judge(
     """Judgements, best first, and the models left out with their reasons.
 
     Arguments:
-        x: Held-out rows, of which those with missing cells can't be judged.
+        x: Held-out rows; with missing cells none is judged.
     """
     found: list[Judgement] = []
     left: dict[str, str] = {}
+    if incomplete(event.check(x)).any():
+        return found, dict.fromkeys(models, "the rows have missing cells")
     floor = _floor(x, event, seed)
     for name, model in models.items():
         if model.context is not None:

@@ -1,6 +1,8 @@
 """What a reader of a comparison should know, in sentences."""
 
 import math
+import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from probgen.evaluate.paired import LEAST_ROWS
@@ -9,7 +11,7 @@ from probgen.logprob import Kind
 if TYPE_CHECKING:
     from probgen.evaluate.comparison import Comparison
 
-__all__ = ["JUDGED_NOTES", "KINDS", "notes_of", "short_measure"]
+__all__ = ["JUDGED_NOTES", "KINDS", "grouped", "left_out", "notes_of", "short_measure", "unjudged"]
 
 KINDS = {
     Kind.EXACT: "The log-likelihood itself, to rounding.",
@@ -57,8 +59,34 @@ def notes_of(result: "Comparison") -> list[str]:
             said.append(f"{entry.name}: {entry.log_prob.reason}. Instead: {entry.log_prob.instead}.")
         elif impossible := int(entry.log_prob.impossible.sum()):
             said.append(f"{entry.name}: {impossible} rows have probability zero.")
-    left = [f"{name} was left out: {reason.rstrip('.')}." for name, reason in result.skipped.items()]
-    return [*said, *result.matched, *left]
+    return [*said, *result.matched, *left_out(result), *([result.gaps] if result.gaps else [])]
+
+
+def grouped(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names by their reason, each reason once; where several share one, "it" stands for their names in it."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        found.setdefault(re.sub(rf"\b{re.escape(name)}\b", "\0", reason.rstrip(".")), []).append(name)
+    return {reason.replace("\0", names[0] if len(names) == 1 else "it"): names for reason, names in found.items()}
+
+
+def left_out(result: "Comparison") -> list[str]:
+    """Who is not in the table, and why."""
+    return [
+        f"{names[0]} was left out: {reason}." if len(names) == 1 else f"{', '.join(names)} were left out: {reason}."
+        for reason, names in grouped(result.skipped).items()
+    ]
+
+
+def unjudged(result: "Comparison") -> list[str]:
+    """Whose samples were not judged, and why."""
+    found = grouped(result.unjudged)
+    if not result.judged:
+        return [f"No model was judged by samples: {reason}." for reason in found]
+    return [
+        f"{', '.join(names)} {'was' if len(names) == 1 else 'were'} not judged by samples: {reason}."
+        for reason, names in found.items()
+    ]
 
 
 def short_measure(measure: str) -> str:
@@ -87,10 +115,13 @@ def _of_differences(result: "Comparison") -> list[str]:
     if result.sequences and result.entries[0].rate == "bits/dim":
         said.append("A row is one whole sequence; bits/dim, a cell, does not depend on their lengths.")
     first = {entry.log_prob.measure: entry.name for entry in reversed(result.entries)}
+    others: dict[str, list[str]] = {}
     for entry in result.entries:
         difference = result.differences.get(entry.name)
         if difference and difference.against != first[entry.log_prob.measure]:
-            said.append(f"{entry.name}: vs best is against {difference.against}, the best it compares with.")
+            others.setdefault(difference.against, []).append(entry.name)
+    for against, names in others.items():
+        said.append(f"{', '.join(names)}: vs best is against {against}, the best that can be compared.")
     for kind, side in ((Kind.LOWER, "least"), (Kind.UPPER, "most")):
         names = [name for name, difference in result.differences.items() if difference.kind is kind]
         if names:

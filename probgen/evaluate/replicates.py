@@ -3,7 +3,7 @@
 import copy
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def with_numbers(model: GenerativeModel, z: Tensor) -> GenerativeModel:
 def _plug_in(data: Data, reps: int, given: Any, generator: torch.Generator) -> Iterator[Any]:
     """Data sets from the parameters in place, in blocks."""
     x = data.checked.x
-    if isinstance(x, dict):
+    if isinstance(x, Mapping):
         raise StructureError(f"Data sets of {data.model.event!r}", "rows of one event", "Take one part of the record")
     cells = max(1, (x.values if isinstance(x, Ragged) else x).numel())
     step = max(1, _CELLS // cells)

@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from probgen import frames, plots, store
-from probgen.datasets import Dataset
+from probgen.datasets import Dataset, questions
 from probgen.errors import BREAKDOWNS, DataError, MissingExtra, StoreError
 from probgen.evaluate.compare import compare
 from probgen.evaluate.comparison import Comparison
-from probgen.evaluate.drawing import column_names, level_names, panels, texts
+from probgen.evaluate.complete import barred, complete_rows, left_out
+from probgen.evaluate.drawing import captioned_panels, column_names, level_names, panels, texts
 from probgen.evaluate.fitting import fit_suitable
 from probgen.evaluate.report import report as write_report
-from probgen.events import Checked, Panel, Ragged, Real, Series, Table, Text
+from probgen.events import Checked, Panel, Ragged, Real, Record, Series, Table, Text
 from probgen.model import GenerativeModel
+from probgen.plots.captions import captioned
 
 __all__ = ["compare_into", "free_folder"]
 
@@ -38,6 +40,7 @@ def compare_into(
     seed: int,
     say: Callable[[str], None],
     report: bool = True,
+    complete: bool = False,
     command: str = "",
 ) -> tuple[Comparison, str]:
     """Fits the families that suit, scores held-out rows and writes scores, models and pictures into a folder.
@@ -47,13 +50,21 @@ def compare_into(
             where that is not enough fewer rows are scored, the same for all, at least a hundred.
         rows: Held-out rows to score at most; of one series all held-out steps are scored, each given all before it.
         test: Share of rows held out.
+        complete: Whether rows with missing cells are left out before everything else, so that all families can be
+            fitted and judged.
 
     Returns:
         The comparison and its title.
 
     Raises:
-        DataError: no family can be fitted.
+        DataError: no family can be fitted; no row is complete.
     """
+    gaps = ""
+    if complete:
+        rest, kept = complete_rows(loaded.event, loaded.x)
+        loaded, gaps = replace(loaded, x=rest), left_out(kept)
+    if gaps:
+        say(gaps)
     train, held = _split(loaded, test, seed, rows, say)
 
     def starting(name: str, share: float | None) -> None:
@@ -69,21 +80,29 @@ def compare_into(
     if not models:
         reasons = "; ".join(f"{name}: {why.rstrip('.')}" for name, why in skipped.items())
         came = f"No family can be fitted to {loaded.event!r}: {reasons}"
-        raise DataError(came, "data that some family suits", "Choose other columns or more rows")
+        do = "Add --complete-rows, choose" if barred([reasons]) else "Choose"
+        raise DataError(came, "data that some family suits", f"{do} other columns or more rows")
     if not loaded.in_time:
         held = _affordable(models, replace(loaded, x=held), max(budget, 60.0), seed, say)
-    history = {"history": train} if loaded.in_time else {}
+    history: dict[str, Any] = {"history": train} if loaded.in_time else {}
+    with suppress(DataError):
+        history |= {"labels": questions(loaded)[0], "train": train} if isinstance(loaded.event, Record) else {}
     result = compare(
         models, held, seed=seed, skipped=skipped, on_start=lambda name: say(f"  scoring {name}"), **history
     )
+    result = replace(result, gaps=gaps or result.gaps)
     for name, model in models.items():
-        store.save(model, folder / "models" / name)
+        if type(model).__name__ in store.FAMILIES:  # a Blend is not saved as one: its language model is
+            store.save(model, folder / "models" / name)
     frames.write(result.scores(), folder / "scores.parquet")
     frames.write(result.frame(), folder / "summary.parquet")
     if result.judged:
         frames.write(result.samples(), folder / "judged.parquet")
     try:
-        if isinstance(loaded.event, Text):
+        if isinstance(loaded.event, Record):
+            if shown := captioned_panels(models, held, loaded.event, seed):
+                captioned(shown, folder / "samples.png")
+        elif isinstance(loaded.event, Text):
             frames.write_whole(folder / "samples.txt", [texts(models, held, seed).encode()])
         else:
             _draw(models, loaded, held, folder / "samples.png", seed)

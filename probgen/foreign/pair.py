@@ -1,7 +1,7 @@
 """A sampler and a log-density that somebody else computes, behind the same verbs."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Self
 
@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from probgen.errors import LikelihoodUnavailable, ParameterError, ShapeError, StructureError
+from probgen.errors import LikelihoodUnavailable, ParameterError, ProbgenError, ShapeError, StructureError
 from probgen.events import Array, Event, Table
 from probgen.logprob import Kind, LogProb
 from probgen.model import FitReport, GenerativeModel, pyro_lock
@@ -89,7 +89,8 @@ class ForeignDensity(GenerativeModel):
             return LogProb.refuse(len(x), f"{self.by} has no density", "sample() and pg.two_sample")
         with pyro_lock(generator), _numpy_state(generator):
             try:
-                found = self.score(x, given)
+                with _called(self.by, f"its log_prob with rows of shape {tuple(x.shape)}"):
+                    found = self.score(x, given)
             except NotImplementedError:
                 return LogProb.refuse(len(x), f"{self.by} has no density", "sample() and pg.two_sample", by=self.by)
         return _typed(found, len(x), self)
@@ -103,12 +104,33 @@ class ForeignDensity(GenerativeModel):
                 f"given= has {conditions} rows for a Table", "one condition", "Sample condition by condition"
             )
         wide = None if given is None else given.repeat_interleave(n, 0)
-        with pyro_lock(generator), _numpy_state(generator):
-            rows = torch.as_tensor(np.asarray(_plain(self.draw(n * conditions, wide, generator)), dtype=np.float64))
+        with pyro_lock(generator), _numpy_state(generator), _called(self.by, f"its sample with n={n * conditions}"):
+            drawn = self.draw(n * conditions, wide, generator)
+        with _called(self.by, "what its sample gave, as numbers"):
+            rows = torch.as_tensor(np.asarray(_plain(drawn), dtype=np.float64))
         shape: tuple[int, ...] = self.event.shape  # type: ignore[attr-defined]
         if rows.numel() != n * conditions * int(np.prod(shape)):
             raise ShapeError(f"{self.by} drew {tuple(rows.shape)}", f"{(n * conditions, *shape)}", "Check its sampler")
         return rows.reshape(*((conditions, n) if conditions > 1 else (n,)), *shape)
+
+
+@contextmanager
+def _called(by: str, what: str) -> Iterator[None]:
+    """Says of somebody's code that fails what was called; the error itself is its cause.
+
+    Raises:
+        StructureError: whatever it raised, but for NotImplementedError, which means that there is no such number.
+    """
+    try:
+        yield
+    except (NotImplementedError, ProbgenError):
+        raise
+    except Exception as problem:
+        told = " ".join(f"{type(problem).__name__}: {problem}".split())
+        raise StructureError(
+            f"{by} failed: {what} raised {told[:300]}", "functions that take what they are given here",
+            "Call it yourself with a few such rows: the error above this one shows the line",
+        ) from problem  # fmt: skip
 
 
 class _Rows(dist.TorchDistribution):

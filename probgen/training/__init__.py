@@ -15,9 +15,9 @@ many ranks. A rank that fails ends the fit on all; one that falls silent does so
 Families without a step to share (closed forms, kernel densities) fit all rows on each rank. Save on one rank only.
 """
 
+from probgen.ranks import ALONE, Ranks, alone, joined
 from probgen.training.loop import Player, _Run, of_kept_state, train
 from probgen.training.progress import Progress
-from probgen.training.ranks import ALONE, Ranks, alone, joined
 from probgen.training.schedule import Schedule
 
 __all__ = ["ALONE", "Player", "Progress", "Ranks", "Schedule", "_Run", "alone", "joined", "of_kept_state", "train"]

@@ -1,5 +1,6 @@
 """The one training loop: budgets turned into steps, checkpoints, resume, early stopping, one or many processes."""
 
+import copy
 import math
 import statistics
 import time
@@ -17,12 +18,13 @@ from probgen import store
 from probgen.errors import FitError, StoreError
 from probgen.events import row_hash
 from probgen.model import FitReport
+from probgen.ranks import ALONE, Ranks, joined, keyed
 from probgen.training.progress import Progress
-from probgen.training.ranks import ALONE, Ranks, joined, keyed
 from probgen.training.schedule import Schedule
 
 __all__ = ["Player", "of_kept_state", "train"]
 
+_COLD = 3  # first steps, which are slower than those after them
 _FACTS = ("step", "steps", "cursor", "probe", "objective", "validation", "recent", "waited")
 
 
@@ -225,27 +227,42 @@ class _Run:
         return state
 
     def pilot(self, data: Tensor, budget: float) -> int:
-        """How many steps fit into a budget: a few are timed and undone."""
-        before, facts = {k: v.clone() for k, v in self.tensors().items()}, self.facts()
+        """How many steps fit into a budget, with their evaluations and what the pilot itself takes: a few are timed and
+        undone."""
+        began = time.perf_counter()
+        before, facts = {k: v.clone() for k, v in self.tensors().items()}, copy.deepcopy(self.facts())
         self.steps = 1000
         times: list[float] = []
         try:
-            for _ in range(3):
+            for _ in range(_COLD):
                 self.take_step(data)
-            began = time.perf_counter()
+                if self.ranks.agreed(time.perf_counter() - began > 0.02 * budget)[0]:
+                    break
             while self._goes_on(times, time.perf_counter() - began, budget):
                 started = time.perf_counter()
                 self.take_step(data)
                 times.append(time.perf_counter() - started)
-            (seconds,) = self.ranks.agreed(statistics.median(times))  # a busy moment must not settle the whole run
+            started = time.perf_counter()
+            self.recent = [0.0]
+            self.evaluate(data)
+            ended = time.perf_counter()
+            # the median: a busy moment must not settle the whole run
+            seconds, look, spent = self.ranks.agreed(statistics.median(times), ended - started, ended - began)
         finally:
             self.restore(before, facts)
-        return max(1, int(0.95 * budget / seconds))
+        return _affordable(0.97 * budget - spent, seconds, look, self.plan.evaluations)
 
     def _goes_on(self, times: Sequence[float], spent: float, budget: float) -> bool:
         """Whether the pilot times another step."""
         wanted = len(times) < 15 or (spent < 0.02 * budget and len(times) < 200)
-        return bool(self.ranks.agreed(wanted and not (len(times) >= 5 and spent > 0.2 * budget))[0])
+        return bool(self.ranks.agreed(wanted and not (times and spent > 0.1 * budget))[0])
+
+
+def _affordable(left: float, seconds: float, look: float, evaluations: int) -> int:
+    """Steps that so many seconds allow, one at least. Each costs ``seconds``, and an evaluation ``look``: there is one
+    after the first step, and then ``evaluations``, at most one a step."""
+    each = int(left / (seconds + look))
+    return max(1, each if each <= evaluations else int((left - (evaluations + 1) * look) / seconds))
 
 
 def train(

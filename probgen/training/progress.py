@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any, Self
 
-from probgen.training.ranks import is_first
+from probgen.ranks import is_first
 
 __all__ = ["Progress"]
 

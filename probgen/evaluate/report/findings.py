@@ -13,7 +13,7 @@ import numpy as np
 
 from probgen.evaluate.comparison import Comparison, Entry
 from probgen.evaluate.outputs import sample_table
-from probgen.events import Event, Ragged
+from probgen.events import Event, Ragged, Text
 from probgen.model import GenerativeModel
 
 __all__ = ["Surprising", "digest", "leading", "provenance", "surprising", "values_of"]
@@ -65,9 +65,12 @@ def values_of(event: Event, data: Any, places: np.ndarray, steps: bool = False) 
         cells = checked.x.values[places].reshape(len(places), -1)
         names = list(getattr(event, "columns", ())) or [f"x{j}" for j in range(cells.shape[1])]
         return {name: [_shown(v) for v in column] for name, column in zip(names, cells.T.tolist(), strict=False)}
+    if isinstance(event, Text):
+        texts = event.restore(checked[places].x)
+        return {"bytes": [str(len(text.encode())) for text in texts], "begins": [_first(text) for text in texts]}
     if isinstance(checked.x, Ragged):
         return {"steps": [str(n) for n in checked.x.lengths[places].tolist()], "begins": _begun(checked.x, places)}
-    if isinstance(checked.x, dict):
+    if isinstance(checked.x, Mapping):
         return {}
     table = sample_table(checked[places].x, event)
     return {name: [_shown(v) for v in table.column(name).to_pylist()] for name in table.column_names[:_CELLS]}
@@ -79,6 +82,10 @@ _CELLS = 30  # columns of a row that are shown
 def _begun(x: Ragged, places: np.ndarray) -> list[str]:
     parts = x.split()
     return [", ".join(_shown(v) for v in parts[i].reshape(-1)[:12].tolist()) + " …" for i in places.tolist()]
+
+
+def _first(text: str, most: int = 100) -> str:
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def _shown(value: Any) -> str:

@@ -1,5 +1,6 @@
 """The sections of a report, each from what is known; one that has nothing to say is left out, or says why."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,14 +10,15 @@ import numpy as np
 
 from probgen.errors import BREAKDOWNS, Incomparable, MissingExtra, ProbgenError
 from probgen.evaluate.checks import Check
+from probgen.evaluate.coherence import coherence_lines
 from probgen.evaluate.comparison import Comparison
 from probgen.evaluate.fitting import reason_of
-from probgen.evaluate.notes import JUDGED_NOTES, KINDS, notes_of
+from probgen.evaluate.notes import JUDGED_NOTES, KINDS, grouped, left_out, notes_of
 from probgen.evaluate.report import charts, pictures, tables
 from probgen.evaluate.report.checking import Calibration, calibrated, checked_by
 from probgen.evaluate.report.findings import leading, provenance, surprising, values_of
 from probgen.evaluate.report.markup import Html, image, join, listed, scrolling, section, tag
-from probgen.events import Array, Event, Table, Text
+from probgen.events import Array, Event, Record, Table, Text
 from probgen.logprob import LogProb
 from probgen.model import GenerativeModel
 
@@ -31,8 +33,9 @@ _DRAWN = """All on the scales of the data. Curves are the sorted values of each 
 draw the same curves."""
 _RANKS = """Where does each held-out value lie among draws of the model? Ranks are even where the model is right: a hump
 says that it is too wide, a trough too narrow, a slope that it is biased. The band is two standard errors of chance."""
-_STATISTICS = """Statistics of the held-out data beside those of as many rows that the model makes. p is the share of
-replicated data sets with at least as much of it; near 0 or 1 the model misses it."""
+_STATISTICS = """Statistics of the held-out data beside those of as many rows that the model makes, again and again:
+their mean and the range of nine tenths of them. p is the share of those data sets with as much of it or more, ± its
+Monte Carlo error; near 0 or 1, marked !, the model misses it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def sections(told: Told) -> list[Part]:
     makers = (
         ("table", "The table", _table), ("claims", "Model against model", _claims), ("mixture", "A mixture", _stacking),
         ("kinds", "What each kind means", _kinds), ("left-out", "Refused and left out", _refusals),
-        ("samples", "Samples beside the data", _samples), ("scatter", "Row by row", _scatter),
+        ("samples", "Samples beside the data", _samples), ("coherence", "What belongs together", _coherence),
+        ("scatter", "Row by row", _scatter),
         ("calibration", "Calibration", _calibration), ("checks", "Predictive checks", _checks),
         ("rows", "Most surprising rows", _surprising), ("fits", "How the fits went", _fits),
         ("provenance", "Where this comes from", _provenance),
@@ -87,9 +91,9 @@ def sections(told: Told) -> list[Part]:
 
 def _table(told: Told) -> Iterator[Html]:
     yield tables.main_table(told.result)
-    quiet = (*told.result.skipped, *(e.name for e in told.result.entries if e.log_prob.refused.any()))
-    yield listed(note for note in notes_of(told.result) if not note.startswith(tuple(f"{name}: " for name in quiet)
-                 + tuple(f"{name} was left out" for name in quiet)))  # fmt: skip
+    quiet = tuple(f"{entry.name}: " for entry in told.result.entries if entry.log_prob.refused.any())
+    below = left_out(told.result)  # in a section of its own
+    yield listed(note for note in notes_of(told.result) if note not in below and not note.startswith(quiet))
 
 
 def _claims(told: Told) -> Iterator[Html]:
@@ -135,8 +139,8 @@ def _refusals(told: Told) -> Iterator[Html]:
         if entry.log_prob.refused.any():
             parts += [tag("dt", entry.name), tag("dd", _refusal(entry.log_prob))]
     for what, reasons in (("left out", told.result.skipped), ("not judged by samples", told.result.unjudged)):
-        for name, reason in reasons.items():
-            parts += [tag("dt", f"{name}, {what}"), tag("dd", f"{_capital(reason.rstrip('.'))}.")]
+        for reason, names in grouped(reasons).items():
+            parts += [tag("dt", f"{', '.join(names)}: {what}"), tag("dd", f"{_capital(reason)}.")]
     if parts:
         yield tag("dl", *parts)
 
@@ -154,7 +158,7 @@ def _samples(told: Told) -> Iterator[Html]:
     if told.result.judged:
         yield tables.judged_table(told.result)
         yield listed(JUDGED_NOTES)
-    if told.data is None or told.event is None or isinstance(told.event, Text):
+    if told.data is None or told.event is None or isinstance(told.event, Text | Record):
         return
     looks = "pixels-wide" if pictures.is_image(told.event) else "chartlike"
     try:
@@ -168,6 +172,13 @@ def _samples(told: Told) -> Iterator[Html]:
     yield tag("div", *shown, class_="grid wide" if drawn and drawn[0][2] > 400 else "grid")
     if isinstance(told.event, Array | Table) and not pictures.is_image(told.event):
         yield tag("p", _DRAWN, class_="small")
+
+
+def _coherence(told: Told) -> Iterator[Html]:
+    lines = coherence_lines(told.result.coherence)
+    if lines:
+        text = tag("pre", "\n".join(lines).strip("\n"))
+        yield tag("div", text, class_="scroll", tabindex="0", role="region", aria_label="Coherence of what is drawn")
 
 
 def _described(title: str) -> str:
@@ -250,7 +261,8 @@ def _checks(told: Told) -> Iterator[Html]:
 
 def _check(name: str, one: Check) -> Html:
     what = f"{one.stat} under {name}: {one.source}, {one.draws} data sets"
-    return tables.of_arrow(what, one.frame(), unnamed="all rows")
+    rows = [[row[""], row["observed"], row["p"], row["replicated [5 %, 95 %]"]] for row in one.texts()]
+    return scrolling(what, ["of", "observed", "p", "replicated [5 %, 95 %]"], rows, [False, True, True, True])
 
 
 def _surprising(told: Told) -> Iterator[Html]:
@@ -312,4 +324,5 @@ def _provenance(told: Told) -> Iterator[Html]:
     facts = provenance(told.result, told.models, told.data, told.train, told.facts)
     facts |= {f"Model {name}": repr(model)[:600] for name, model in told.models.items()}
     what = "Where the numbers come from"
-    yield tag("div", scrolling(what, ("what", "value"), facts.items(), (False, False)), class_="wrap")
+    rows = [(name, join(re.split(r"(?<=[(=])", text), "<wbr>")) for name, text in facts.items()]
+    yield tag("div", scrolling(what, ("what", "value"), rows, (False, False)), class_="wrap")

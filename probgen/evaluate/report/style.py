@@ -35,7 +35,7 @@ tbody tr+tr>*{border-top:1px solid var(--rule)}
 tbody th{font-weight:600;position:sticky;left:0;background:var(--paper);min-width:6rem;max-width:min(45vw,16rem);
 overflow-wrap:break-word;white-space:normal}
 .number{text-align:right;font-variant-numeric:tabular-nums}
-.wrap td,.wrap th{white-space:normal;overflow-wrap:anywhere}.wrap tbody th{min-width:8rem}
+.wrap td,.wrap th{white-space:normal}.wrap td{overflow-wrap:anywhere}.wrap tbody th{min-width:8rem}
 .kind{padding:.05rem .45rem;border-radius:9px;border:1px solid currentColor;font-size:.82rem}
 .exact{color:var(--good)}.lower,.upper{color:var(--accent)}.estimate,.score{color:var(--warn)}.unavailable{color:var(--faint)}
 dl{margin:.5rem 0}dt{font-weight:600;margin-top:.7rem}dd{margin:.1rem 0 0}

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from probgen.evaluate.judged import COLUMNS as JUDGED
 from probgen.evaluate.judged import rows_of
-from probgen.evaluate.notes import JUDGED_NOTES
+from probgen.evaluate.notes import JUDGED_NOTES, unjudged
 from probgen.evaluate.report.markup import Html, join, listed, scrolling, tag
 
 if TYPE_CHECKING:
     from probgen.evaluate.claims import Claim
     from probgen.evaluate.comparison import Comparison
 
-__all__ = ["claims", "judged_table", "main_table", "notebook", "of_arrow"]
+__all__ = ["claims", "judged_table", "main_table", "notebook"]
 
 _TEXT = {"family", "kind", "by", "drawn from"}
 _LONG = 90  # characters of a cell before it is cut
@@ -45,27 +45,6 @@ def _cell(column: str, text: str) -> Any:
     return text
 
 
-def of_arrow(what: str, table: Any, unnamed: str = "") -> Html:
-    """Any Arrow table, numbers to the right.
-
-    Arguments:
-        what: Its name.
-        unnamed: Stands for an empty name of a row.
-    """
-    names = table.column_names
-    columns = [table.column(name).to_pylist() for name in names]
-    numeric = [all(v is None or isinstance(v, int | float) for v in column) for column in columns]
-    rows = [[_value(v) for v in row] for row in zip(*columns, strict=True)]
-    rows = [[first or unnamed, *rest] for first, *rest in rows]
-    return scrolling(what, names, rows, numeric)
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)[:200]
-
-
 def claims(found: list["Claim"]) -> Html:
     """Claims in three groups: shown, too close, and not to be decided; only those that are there."""
     groups = (
@@ -85,7 +64,7 @@ def notebook(result: "Comparison") -> Html:
     """The comparison in a notebook: its tables and notes, in the notebook's own colours."""
     parts = [main_table(result), listed(result.notes())]
     if result.judged:
-        left = [f"{name} was not judged by samples: {why}" for name, why in result.unjudged.items()]
-        parts += [tag("p", "By their samples, on the same rows:"), judged_table(result), listed([*JUDGED_NOTES, *left])]
+        notes = [*JUDGED_NOTES, *unjudged(result)]
+        parts += [tag("p", "By their samples, on the same rows:"), judged_table(result), listed(notes)]
     style = ".probgen .hidden{display:none}.probgen .scroll{overflow-x:auto}.probgen .number{text-align:right}"
     return tag("div", tag("style", Html(style)), *parts, class_="probgen")

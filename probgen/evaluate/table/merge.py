@@ -12,7 +12,13 @@ from probgen.events import Panel
 from probgen.frames import sinks
 from probgen.frames.streams import Part
 
-__all__ = ["Merge"]
+__all__ = ["Merge", "advised"]
+
+
+def advised(problem: ProbgenError, parts: int) -> str:
+    """What to do about a part that can't be scored: one of several can be left out."""
+    way = "skip_corrupt=True, --skip-corrupt, scores the other files"
+    return f"{problem.do}; {way}".lstrip("; ") if parts > 1 and isinstance(problem, DataError) else problem.do
 
 
 class Merge:
@@ -181,7 +187,7 @@ class Merge:
         part, problem = self.parts[self.part], self.broken[self.part]
         named = problem.came if part.name in problem.came or part.kind == "frame" else f"{part.name}: {problem.came}"
         if not self.skip or not isinstance(problem, DataError):
-            raise type(problem)(named, problem.wanted, problem.do) from problem
+            raise type(problem)(named, problem.wanted, advised(problem, len(self.parts))) from problem
         self.skipped[part.name] = str(problem)
 
     def _drop(self) -> None:

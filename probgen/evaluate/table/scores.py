@@ -3,7 +3,7 @@
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 from probgen import store
 from probgen.errors import DataError, ParameterError, ProbgenError, nearest
 from probgen.evaluate.table.engines import Here, Pool, cores
-from probgen.evaluate.table.job import Job, digest_of
-from probgen.evaluate.table.merge import Merge
+from probgen.evaluate.table.job import SCORES, Job, Stats, digest_of
+from probgen.evaluate.table.merge import Merge, advised
 from probgen.evaluate.table.places import Places
-from probgen.evaluate.table.tally import Tally
+from probgen.evaluate.table.tally import Tally, stats_of
 from probgen.frames import sinks, streams
 from probgen.frames.streams import Part
 from probgen.model import GenerativeModel
@@ -23,6 +23,7 @@ from probgen.training import Progress
 __all__ = ["Scored", "score_table"]
 
 _WORTH = 15.0  # seconds of work that more processes are begun for
+_BATCH = 1 << 18  # rows of scores that are read back at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,9 @@ class Scored:
     """What a run scored.
 
     Arguments:
-        summary: Rows, the mean in nats with its errors and its kind, refusals.
+        summary: Of all rows, those that an earlier run had scored among them: how many, the mean in nats with its
+            errors and its kind, refusals.
+        rows: Scored in this run.
         parts: Partitions that were scored in this run, by name.
         before: Rows of those that an earlier run had finished, by name.
         skipped: Why others were left out, by name.
@@ -42,6 +45,7 @@ class Scored:
     """
 
     summary: Tally
+    rows: int
     parts: tuple[str, ...]
     before: Mapping[str, int]
     skipped: Mapping[str, str]
@@ -50,11 +54,6 @@ class Scored:
     table: Any = field(repr=False)
     seed: int
     seconds: float
-
-    @property
-    def rows(self) -> int:
-        """Rows scored in this run."""
-        return self.summary.n
 
     def frame(self) -> Any:
         """All scores as a pyarrow.Table, in the order of the data; those of a large output take memory."""
@@ -67,7 +66,7 @@ class Scored:
         before = f", {sum(self.before.values())} rows of {len(self.before)} parts before" if self.before else ""
         left = f", {len(self.skipped)} parts skipped: {', '.join(list(self.skipped)[:5])}" if self.skipped else ""
         where = "" if self.output is None else f", in {self.output}"
-        summary = f"; {self.summary}" if self.rows else ""
+        summary = f"; {self.summary}" if self.summary.n else ""
         return f"Scored({counted}{before}{left}{where}{summary})"
 
 
@@ -121,7 +120,8 @@ def score_table(
     model, seed = _model(model), secrets.randbits(63) if seed is None else seed
     parts, folder = streams.parts_of(data)
     skipped: dict[str, str] = {}
-    parts, job, ignored, rows = _planned(model, parts, skipped if skip_corrupt else None, by=by, seed=seed, key=key)
+    left = skipped if skip_corrupt else None
+    parts, job, ignored, rows = _planned(model, data, parts, left, by=by, seed=seed, key=key)
     options = {"by": repr(by), "seed": seed, "key": key}
     about = {"model": digest_of(model), "options": options}
     place = None if output is None else Path(output)
@@ -140,12 +140,29 @@ def score_table(
     skipped |= merge.skipped
     done = tuple(part.name for part in todo if part.name not in skipped)
     if not done and not before:
-        raise DataError(f"No part of {data} can be scored: {next(iter(skipped.values()))}", "one that can", "See above")
-    if not merge.tally.n and not before:
+        raise _none_scored(data, skipped)
+    summary, scored = merge.tally, merge.tally.n
+    for part in (part for part in parts if part.name in before):
+        summary.add_all(_scored_before(places.of(part)))
+    if not summary.n:
         raise DataError(f"{data if output or folder else 'The data'} has no rows", "at least one row", "Check it")
     table = sinks.together(merge.tables) if merge.tables else None
     seconds = time.perf_counter() - began
-    return Scored(merge.tally, done, before, skipped, tuple(ignored), place, table, seed, seconds)
+    return Scored(summary, scored, done, before, skipped, tuple(ignored), place, table, seed, seconds)
+
+
+def _scored_before(path: Path | None) -> Iterator[Stats]:
+    """Figures of the scores in a file, batch by batch."""
+    for part in streams.parts_of(path)[0]:
+        yield from map(stats_of, part.tables(SCORES, {}, _BATCH))
+
+
+def _none_scored(data: Any, skipped: Mapping[str, str]) -> DataError:
+    """All parts were left out: the reasons of the first few."""
+    told = [why if name in why else f"{name}: {why}" for name, why in [*skipped.items()][:3]]
+    more = f" And {len(skipped) - 3} more." if len(skipped) > 3 else ""
+    none = "The one file" if len(skipped) == 1 else f"None of the {len(skipped)} files"
+    return DataError(f"{none} of {data} can{'not' * (len(skipped) == 1)} be scored. {' '.join(told)}{more}")
 
 
 def _check_options(engine: str, workers: int | None, scheduler: str | None) -> None:
@@ -175,7 +192,14 @@ def _wrapped(path: Path) -> Any:
 
 
 def _planned(
-    model: GenerativeModel, parts: list[Part], skipped: dict[str, str] | None, *, by: Any, seed: int, key: str | None
+    model: GenerativeModel,
+    data: Any,
+    parts: list[Part],
+    skipped: dict[str, str] | None,
+    *,
+    by: Any,
+    seed: int,
+    key: str | None,
 ) -> tuple[list[Part], Job, list[str], dict[str, int]]:
     """Looks into every part before any is scored: the parts that can be, the job, columns left alone, rows by part."""
     kept: list[Part] = []
@@ -183,7 +207,6 @@ def _planned(
     ignored: dict[str, None] = {}
     first: tuple[str, dict[str, str]] | None = None
     job: Job | None = None
-    problem: DataError | None = None
     for part in parts:
         try:
             classes, index, rows[part.name] = part.about()
@@ -194,15 +217,14 @@ def _planned(
                 streams.unmixed(first, part.name, classes, job.columns)
                 extra = [name for name in classes if name not in job.columns]
         except DataError as found:
-            problem = found
             if skipped is None:
-                raise
+                raise type(found)(found.came, found.wanted, advised(found, len(parts))) from found
             skipped[part.name] = str(found)
             continue
         kept.append(part)
         ignored.update(dict.fromkeys(extra))
     if job is None:
-        raise DataError(f"No part can be scored: {problem}", "at least one that can", "Write them again") from problem
+        raise _none_scored(data, skipped or {})
     return kept, job, list(ignored), rows
 
 

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from probgen.evaluate.table.job import Stats
+import numpy as np
+
+from probgen.evaluate.table.job import SCORES, Stats
 from probgen.logprob import Kind
 from probgen.logprob.kinds import Summary, weakest
 
-__all__ = ["Tally"]
+__all__ = ["Tally", "stats_of"]
 
 
 @dataclass
@@ -75,3 +78,26 @@ class Tally:
         density = ", density: may be > 0" if "lebesgue" in measure else ""
         about = f"of {of} under {target}, measure {measure or 'unknown'}{density}"
         return f"{mean}{refused}; by {mean.by or 'the model'}; {about}"
+
+
+def stats_of(table: Any) -> Stats:
+    """Figures of scores that an earlier run has written (a pyarrow.Table of their columns).
+
+    A file does not tell "nothing is random" from "no error can be trusted": without any standard error exact numbers
+    are taken for the one and others for the other.
+    """
+    kinds, by, of, target, measure, reasons = (
+        tuple(v for v in table.column(name).unique().to_pylist() if v)
+        for name in ("kind", "by", "of", "target", "measure", "reason")
+    )
+    nats, errors = (np.asarray(table.column(name).to_numpy(), dtype=float) for name in SCORES[:2])
+    seen = ~np.isnan(nats)
+    finite, errors = nats[seen & np.isfinite(nats)], errors[seen]
+    mean = float(finite.mean()) if len(finite) else 0.0
+    random = bool(set(kinds) - {Kind.EXACT, Kind.UNAVAILABLE}) or not np.isnan(errors).all()
+    return Stats(
+        len(nats), int((~seen).sum()), int(seen.sum()) - len(finite), mean, float((finite - mean) @ (finite - mean)),
+        float(errors @ errors) if random else None, tuple(sorted(kinds)),
+        tuple(dict.fromkeys(part for text in by for part in text.split(" | "))), reasons,
+        (" | ".join(of), " | ".join(target), " | ".join(measure)),
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Rows ranked by surprise, with p-values that hold whatever the model, and the columns to blame."""
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +10,20 @@ from torch import Tensor
 
 from probgen import frames
 from probgen.errors import DataError, LikelihoodUnavailable, ParameterError
-from probgen.events import Array, Table
+from probgen.events import Array, Table, row_hash
 from probgen.logprob import Kind, LogProb
 from probgen.model import GenerativeModel, generator_of
 
-__all__ = ["Anomalies", "anomalies", "conformal_pvalues", "discoveries"]
+__all__ = ["Anomalies", "CalibrationWarning", "anomalies", "conformal_pvalues", "discoveries"]
 
 _DRAWS = (1000, 20_000)  # of the model, fewest and most, where no held-out rows are given
 _SWAPS = 50  # values of a column that stand in for a cell
 _EXPLAINED = 50  # rows, the most surprising first
 _TAILS = ("low", "both")
+
+
+class CalibrationWarning(UserWarning):
+    """Calibration rows that the model was fitted to: p-values then promise nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +147,9 @@ def anomalies(
         frame: Rows to judge.
         alpha: False discovery rate of the flags.
         calibration: Good rows that neither the fit nor ``frame`` has seen: the p-values then hold whatever the model,
-            if a good row is exchangeable with them. None compares with draws of the model, 1000 or more: they then
+            if a good row is exchangeable with them. Rows of the fit look likelier than new ones, so that too many good
+            rows are flagged; a CalibrationWarning says where such rows are known again (by 16 of them, of data whose
+            rows hardly repeat). None compares with draws of the model, 1000 or more: they then
             hold only as far as the model is true.
         tail: "low" for improbable rows; "both" also for rows that are too probable: in many dimensions a density can be
             highest where no data are (Nalisnick et al. 2019).
@@ -166,6 +173,8 @@ def anomalies(
             f"{len(known)} calibration rows for alpha={alpha:g}", f"at least {int(np.ceil(1 / alpha)) - 1}",
             "The smallest p-value is 1 / (rows + 1)",
         )  # fmt: skip
+    if calibration is not None:
+        _warn_of_seen(model, calibration)
     scores = answer.nats
     if tail == "both":
         centre = np.median(known)
@@ -176,6 +185,21 @@ def anomalies(
     columns, blame, how = _blame(model, frame, good, order[:explain], answer, seed)
     flags = discoveries(pvalues, alpha)
     return Anomalies(answer, pvalues, flags, alpha, against, len(known), order, columns, blame, how)
+
+
+def _warn_of_seen(model: GenerativeModel, calibration: Any) -> None:
+    """Warns of calibration rows that the model was fitted to, as far as its report knows them again."""
+    marks = model.report.seen if model.report else ()
+    hashes = row_hash(model._check(calibration).x)
+    repeats = 1 - len(np.unique(hashes)) / len(hashes)
+    known = int(np.isin(np.array(marks, dtype=np.uint64), hashes).sum())
+    if known > 1 + 4 * repeats * len(marks):  # more than equal rows by chance
+        share = f"about {known / len(marks):.0%} of the rows that the model was fitted to"
+        warnings.warn(
+            f"The calibration rows hold {share}: they look likelier than new ones, so too many good rows are flagged. "
+            "Wanted: rows that the fit has not seen. Hold some out, or leave calibration out to compare with draws.",
+            CalibrationWarning, stacklevel=3,
+        )  # fmt: skip
 
 
 # The columns to blame

@@ -1,6 +1,7 @@
 """Rows of the model's added to real ones, with what they are worth on a task, measured on rows nobody learnt from."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +88,23 @@ def augment(
     checked = model._check(x)
     many = len(checked) if n is None else n
     drawn = model.event.check(model.sample(many, seed=seed)).x
-    gain = None if y is None else _gain(model, checked.x, y, many, task, test, learner, seed)
+    gain = None if y is None else _named(_gain, model, checked.x, y, many, task, test, learner, seed)
     joined = torch.cat([checked.x, drawn.to(checked.x.dtype)])
     return Augmented(model.event.restore(joined, checked.form), model.event.restore(drawn, checked.form), gain)
+
+
+def _named(measure: Callable[..., Usefulness], *arguments: Any) -> Usefulness:
+    """A measured gain; what is wrong with the column is said of ``y``, as it is called here.
+
+    Raises:
+        ParameterError: no such column.
+    """
+    try:
+        return measure(*arguments)
+    except ParameterError as problem:
+        if not problem.came.startswith("target="):
+            raise
+        raise ParameterError(problem.came.replace("target=", "y=", 1), problem.wanted, problem.do) from None
 
 
 def _gain(

@@ -1,6 +1,7 @@
 """Draws of missing cells from p(missing | observed): exact where a family can, by weighted draws where it can't."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,9 +23,16 @@ from probgen.models.bayesnet import BayesianNetwork
 from probgen.models.mixture import Mixture
 from probgen.models.standardize import Standardize
 
-__all__ = ["Imputed", "impute", "pool"]
+__all__ = ["Imputed", "WholeColumnWarning", "impute", "pool"]
 
 Filled = tuple[Tensor, np.ndarray | None]
+
+
+class WholeColumnWarning(UserWarning):
+    """A column of which none of many rows shows a cell is drawn as a whole."""
+
+
+_MANY = 10  # rows none of which shows a column by chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,9 +79,11 @@ class Imputed:
             "" if self.ess is None or np.isnan(self.ess).all() else f", at least {np.nanmin(self.ess):.0f} effective"
         )
         some = int(self.missing.any(1).sum())
+        whole = _whole(self.columns, self.missing)
+        drawn = f", all of {', '.join(map(repr, whole[:8]))}{', ...' * (len(whole) > 8)}" if whole else ""
         return (
-            f"Imputed({len(self)} x {len(self.missing)} rows, {int(self.missing.sum())} cells of {some} rows drawn; "
-            f"{self.by}{worst})"
+            f"Imputed({len(self)} x {len(self.missing)} rows, {int(self.missing.sum())} cells of {some} rows drawn"
+            f"{drawn}; {self.by}{worst})"
         )
 
 
@@ -93,6 +103,9 @@ def impute(
 
     Observed cells stay as they are. The model's own uncertainty (of parameters) is not drawn from.
 
+    A column of which no row shows a cell is drawn, too, from what the model alone knows of it: the repr names it, and
+    among ten or more rows a WholeColumnWarning does, since a column is easily forgotten.
+
     Raises:
         StructureError: a family without an exact likelihood, or of other data; it is named.
         ParameterError: n or proposals below 1. DataError: a row that the model holds for impossible.
@@ -105,6 +118,9 @@ def impute(
     x = checked.x.reshape(len(checked), -1)
     gaps = x.isnan()
     some = gaps.any(1)
+    names = tuple(getattr(model.event, "columns", map(str, range(x.shape[1]))))
+    if len(x) >= _MANY and (whole := _whole(names, gaps.numpy())):
+        _warn_of_whole(whole, len(x))
     how, by = _method(model, proposals)
     cells = x.repeat(n, 1, 1)
     ess = None
@@ -115,10 +131,25 @@ def impute(
         if found is not None:
             ess = np.full(len(x), math.nan)
             ess[some.numpy()] = found
-    names = tuple(getattr(model.event, "columns", map(str, range(x.shape[1]))))
     shaped = cells.reshape(n, *checked.x.shape)
     draws = tuple(_restored(model.event, part, checked) for part in shaped)
     return Imputed(draws, gaps.numpy(), by, ess, checked.about.keys, names, cells, model.event)
+
+
+def _whole(names: tuple[str, ...], missing: np.ndarray) -> list[str]:
+    """Columns of which no row shows a cell."""
+    gone = np.all(missing, axis=0)
+    return [name for name, gap in zip(names, gone, strict=True) if gap]
+
+
+def _warn_of_whole(names: list[str], rows: int) -> None:
+    columns = f"column{'s' * (len(names) > 1)} {', '.join(map(repr, names[:8]))}"
+    columns += f" and {len(names) - 8} more" if len(names) > 8 else ""
+    warnings.warn(
+        f"All {rows} rows lack {columns}: every cell there is drawn from the model. Wanted: a column that some rows "
+        "show. Check its name, or leave it out of what you use",
+        WholeColumnWarning, stacklevel=3,
+    )  # fmt: skip
 
 
 def _checked(model: GenerativeModel, frame: Any) -> Checked:

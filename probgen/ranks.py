@@ -89,6 +89,11 @@ class Ranks:
 
     # A common start
 
+    def agree(self, generator: torch.Generator) -> None:
+        """Gives all ranks the first one's random numbers."""
+        if self.size > 1:
+            generator.set_state(self._firsts([generator.get_state()])[0])
+
     def meet(self, model: nn.Module, generator: torch.Generator, *data: Tensor | None) -> None:
         """Gives all ranks the first one's parameters and random numbers.
 
@@ -109,7 +114,7 @@ class Ranks:
         with torch.no_grad():
             for value, first in zip(state.values(), self._firsts(state.values()), strict=True):
                 value.copy_(first)
-        generator.set_state(self._firsts([generator.get_state()])[0])
+        self.agree(generator)
 
     def _refuse_other(self, what: str, mine: int, error: type[ProbgenError], wanted: str) -> None:
         others = self._unlike(mine)
@@ -238,6 +243,11 @@ class Ranks:
         finally:
             self.interrupted = False
             signal.signal(signal.SIGINT, before)
+
+    def added(self, notes: tuple[str, ...]) -> tuple[str, ...]:
+        """A report's notes, with one on a family that has nothing to share."""
+        silent = self.size > 1 and not any(note.startswith((f"{self.size} ranks", "each of")) for note in notes)
+        return (*notes, f"each of {self.size} ranks fitted all rows") if silent else notes
 
     def notes(self, what: str, n: int, shared: bool = True) -> tuple[str, ...]:
         """What the report says of them."""
