@@ -10,7 +10,7 @@ from probgen.emissions.emission import column_moments
 from probgen.errors import ParameterError, StructureError
 from probgen.events import Array, Category, Count, Event, Real, Table
 
-__all__ = ["Features", "channels_last", "image_shape", "required_image"]
+__all__ = ["Features", "channels_last", "has_pixels", "image_shape", "required_image"]
 
 _FAR = 10.0  # what a network sees of an outlier, so that it is not carried off
 _FEW = 32  # levels of an array's cell that become indicators
@@ -125,6 +125,12 @@ def image_shape(event: Event) -> tuple[int, int, int] | None:
     if len(shape) == 3 and min(shape[0], shape[2]) <= 4:
         return (shape[2], shape[0], shape[1]) if channels_last(event) else (shape[0], shape[1], shape[2])
     return None
+
+
+def has_pixels(event: Event) -> bool:
+    """Whether cells are pixels of one scale: an image of so many grey levels, which say more as numbers than as
+    categories."""
+    return image_shape(event) is not None and isinstance(cast(Array, event).levels, int)
 
 
 def required_image(event: Event) -> tuple[int, int, int]:

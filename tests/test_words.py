@@ -1,6 +1,7 @@
 """Words as tokens: any text comes back byte by byte, and known words cost one token."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import strategies as st
 
 from probgen.errors import DataError, ParameterError
 from probgen.events import Text, Words
+from probgen.logprob import Kind
+from probgen.models.language import LanguageModel, TokenPath
+from probgen.models.ngram import NGram
 
 CAPTIONS = ["a dark wide boot", "a bright narrow dress", "a dark dress", "a long-sleeved shirt", "a bright bag"] * 3
 WORDS = Words.learn(CAPTIONS)
@@ -73,3 +77,16 @@ def test_texts_in_words_are_the_same_rows_as_in_bytes():
     assert event.tokens == WORDS.size
     assert copy.deepcopy(event) == event
     assert copy.copy(WORDS).encode(["a dress"])[0].tolist() == WORDS.encode(["a dress"])[0].tolist()
+
+
+def test_a_string_under_words_is_bounded_from_below_and_measured_in_its_own_bytes():
+    texts = ["a dark boot", "a bright bag", "a grey boot with a heel"] * 10
+    event = Text(Words.learn(texts))
+    options = {"layers": 1, "width": 16, "heads": 2, "pairs": 50, "window": 32}
+    model = LanguageModel(event, **options).fit(texts, steps=30, seed=0)
+    found = model.log_prob(texts[:3])
+    assert found.kind == NGram(event).fit(texts).log_prob(texts[:3]).kind == Kind.LOWER
+    assert model.log_prob(texts[:3], by=TokenPath()).kind == Kind.EXACT
+    size = sum(len(text.encode()) for text in texts[:3])
+    assert float(found.bits_per_byte()) == pytest.approx(-found.nats.sum() / math.log(2) / size)
+    assert float(model.bits_per_byte(texts[:3])) == pytest.approx(float(found.bits_per_byte()), rel=1e-5)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from probgen.errors import DataError
 from probgen.events.array import Array
-from probgen.events.bpe import BPE
 from probgen.events.cells import Ragged
 from probgen.events.event import Event
 from probgen.events.sequences import Series
@@ -119,6 +118,6 @@ class Alphabet:
     def bytes(self, ids: np.ndarray) -> np.ndarray:
         """Bytes of each token of a text."""
         tokenizer = getattr(self.event, "tokenizer", None)
-        if not isinstance(tokenizer, BPE):
+        if tokenizer is None or isinstance(tokenizer, str):
             return np.ones(len(ids), dtype=np.int64)
         return np.array([len(piece) for piece in tokenizer.pieces])[ids]

@@ -206,7 +206,7 @@ class LanguageModel(GenerativeModel):
     @property
     def _kind(self) -> Kind:
         """What a number about the event is: other tokens may spell the same text."""
-        return Kind.LOWER if isinstance(self.event, Text) and isinstance(self.event.tokenizer, BPE) else Kind.EXACT
+        return Kind.LOWER if isinstance(self.event, Text) and self.event.tokenizer != "bytes" else Kind.EXACT
 
     # Hooks
 

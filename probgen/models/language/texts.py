@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from probgen.errors import ParameterError, StructureError
-from probgen.events import BPE, Ragged, Text
+from probgen.events import Ragged, Text
 
 if TYPE_CHECKING:
     from probgen.models.language.family import LanguageModel
@@ -34,7 +34,7 @@ def refuse_no_text(model: "LanguageModel", what: str) -> None:
 def bytes_of(model: "LanguageModel", ids: Iterable[int]) -> bytes:
     """Of tokens of a text."""
     tokenizer = model.event.tokenizer  # type: ignore[attr-defined]
-    return tokenizer.decode(ids) if isinstance(tokenizer, BPE) else bytes(ids)
+    return bytes(ids) if isinstance(tokenizer, str) else tokenizer.decode(ids)
 
 
 def string(model: "LanguageModel", ids: Iterable[int]) -> str | None:

@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from probgen.events import Array, Event, Ragged, Text
-from probgen.features import Features, image_shape
+from probgen.features import Features, has_pixels, image_shape
 from probgen.latent.networks import Decoder, Encoder
 from probgen.latent.observations import Observed, observation_for
 from probgen.nn.text import TextDecoder, TextEncoder
@@ -113,7 +113,7 @@ class CellsPart(Part):
         super().__init__(event, width)
         self.linear = not hidden and not channels
         self.cells = observation_for(event, None, 1)
-        self.reading = Features(event, shared=bool(channels))
+        self.reading = Features(event, shared=bool(channels) or has_pixels(event))
         self.encoder = Encoder(event, self.reading.width, 0, channels, hidden[1:][::-1], width)
         self.decoder = Decoder(event, latent, 0, channels[::-1], hidden, self.cells.width)
 
@@ -303,4 +303,4 @@ def part_for(event: Event, latent: int, hidden: tuple[int, ...], channels: tuple
 
 
 def _linear_width(event: Event) -> int:
-    return Features(event).width
+    return Features(event, shared=has_pixels(event)).width

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from probgen.errors import ParameterError, ShapeError
 from probgen.estimate import Ladder
 from probgen.events import Array, Event, Real, Table
-from probgen.features import Features, image_shape
+from probgen.features import Features, has_pixels, image_shape
 from probgen.latent.networks import Decoder, Encoder, batches
 from probgen.latent.observations import Observed, observation_for
 from probgen.latent.priors import prior_for
@@ -90,7 +90,7 @@ class VAE(GenerativeModel):
         self.context, self.mixture, self.observation = context, mixture, observation
         self.prior, self.pseudo_inputs = prior, pseudo_inputs
         self.cells = observation_for(event, observation, mixture)
-        self.features = Features(event, shared=bool(channels))
+        self.features = Features(event, shared=bool(channels) or has_pixels(event))
         self.covariates = None if context is None else Features(context)
         extra = 0 if self.covariates is None else self.covariates.width
         self.encoder = Encoder(event, self.features.width, extra, channels, self.hidden[::-1], 2 * latent_dim)
