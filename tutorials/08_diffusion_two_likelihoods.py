@@ -74,7 +74,7 @@ for options in ({"sampler": "ab2", "steps": 5}, {"sampler": "ab2", "steps": 20},
 digits = pg.datasets.load("digits")
 train, test = digits.split(seed=0)
 test = test[:3] if SMOKE else test[:100]
-pixels = pg.Diffusion.for_event(digits.event).fit(train, steps=15 if SMOKE else 3000, seed=0)
+pixels = pg.Diffusion.for_event(digits.event).fit(train, steps=15 if SMOKE else 1000, seed=0)
 answer = pixels.log_prob(test, seed=0)
 print(answer.kind, answer.target, answer.bits_per_dim())
 

@@ -31,7 +31,11 @@ app = typer.Typer(
 )
 FREE = {"allow_extra_args": True, "ignore_unknown_options": True}
 Data = Annotated[
-    str, typer.Argument(help="An embedded data set (digits, iris, ...) or a csv, parquet, npz, idx, txt file.")
+    str,
+    typer.Argument(
+        help="An embedded data set (digits, iris, ...), a csv, parquet, npz, idx or txt file, or a folder of "
+        "captioned pictures."
+    ),
 ]
 Model = Annotated[
     Path,

@@ -20,7 +20,8 @@ def fit(
         str,
         typer.Argument(
             help="For rows: mixture, bayesnet, vae, flow, diffusion, gan, kerneldensity, gaussiancopula, independent. "
-            "For sequences: hmm, statespace, independent. For text: language, ngram (--tokens 2048: in tokens)."
+            "For sequences: hmm, statespace, independent. For text: language, textdiffusion, ngram (--tokens 2048: in "
+            "tokens). For images with captions: multimodal, contrastive."
         ),
     ],
     data: Data,
