@@ -211,7 +211,7 @@ class Comparison:
 
 def _lines(columns: tuple[str, ...], texts: list[dict[str, str]]) -> list[str]:
     """A table with heads on two lines, for 120 columns."""
-    heads = [["", *textwrap.wrap(name, 8)][-2:] for name in columns]
+    heads = [["", *textwrap.wrap(name, 8, break_long_words=False)][-2:] for name in columns]
     rows = [*zip(*heads, strict=True), *(tuple(row.values()) for row in texts)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
