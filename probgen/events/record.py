@@ -76,7 +76,7 @@ class Record(Event):
             content=lambda: _joint_hash({name: p.content for name, p in prints.items()}, there),
             dims=np.sum([np.where(seen[name].numpy(), p.dims, 0) for name, p in prints.items()], axis=0),
             event=repr(self),
-            measure=self.measure,
+            measure=self.measure_of(checked),
             integers=all(p.integers for p in prints.values()),
             bytes=None,
         )
