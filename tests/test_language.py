@@ -18,9 +18,10 @@ from probgen.model import FitReport
 from probgen.models.language import LanguageModel, TokenPath
 from probgen.models.language import program as programs
 from probgen.models.language.decoding import Stepper
-from probgen.models.language.learning import Muon, NextSymbol, orthogonal, windows
+from probgen.models.language.learning import NextSymbol, windows
 from probgen.models.language.scoring import Reading, Windows, first_symbol
 from probgen.nn.transformer import Transformer
+from probgen.training.muon import Muon, orthogonal
 
 ALPHA = 1e-6
 SMALL = {"layers": 2, "width": 16, "heads": 2, "pairs": 50}

@@ -5,12 +5,12 @@
 // loaded; the environment variable PROBGEN_ISA (avx512, avx2, generic) asks for a lower one. Other compilers build plain loops.
 #define Py_LIMITED_API 0x030B0000
 #include "buffers.hpp"
+#include "isa.hpp"
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <functional>
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#ifdef PROBGEN_X86
 #include <immintrin.h>
 #endif
 
@@ -57,8 +57,7 @@ template <class Real> struct Draws {
         typedef std::uint64_t U __attribute__((vector_size(bytes)));                                                 \
     };
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define PROBGEN_X86 1
+#ifdef PROBGEN_X86
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi2")
 namespace avx512 {
@@ -113,16 +112,10 @@ template <> const Loops<double> &Build::loops<double>() const { return full; }
     {#space, {space::decode<float>, space::draw<float>}, {space::decode<double>, space::draw<double>}}
 
 Build chosen() {
-    const char *asked = std::getenv("PROBGEN_ISA");
-    std::string name = asked ? asked : "";
-    (void)name;
 #ifdef PROBGEN_X86
-    __builtin_cpu_init();
-    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-    bool middle = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    if (wide && name != "avx2" && name != "generic") return PROBGEN_BUILD(avx512);
-    if (middle && name != "generic") return PROBGEN_BUILD(avx2);
+    const Isa isa = widest();
+    if (isa == Isa::Avx512) return PROBGEN_BUILD(avx512);
+    if (isa == Isa::Avx2) return PROBGEN_BUILD(avx2);
 #endif
     return PROBGEN_BUILD(generic);
 }

@@ -10,7 +10,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <string>
@@ -18,11 +17,11 @@
 #include <thread>
 #include <vector>
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
+#include "buffers.hpp"
+#include "isa.hpp"
+#ifdef PROBGEN_X86
 #include <immintrin.h>
 #endif
-
-#include "buffers.hpp"
 
 namespace {
 
@@ -62,8 +61,7 @@ struct Cells {
     double *out;
 };
 
-#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__)
-#define PROBGEN_X86 1
+#ifdef PROBGEN_X86
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512dq,avx512vl,avx512bw,avx2,fma,bmi2")
 namespace avx512 {
@@ -132,16 +130,10 @@ struct Build {
     {#space, space::LANES, space::forward, space::smooth, space::best, space::normal_log_prob, space::normal_moments}
 
 Build chosen() {
-    const char *asked = std::getenv("PROBGEN_ISA");
-    std::string name = asked ? asked : "";
-    (void)name;
 #ifdef PROBGEN_X86
-    __builtin_cpu_init();
-    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
-    bool middle = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
-    if (wide && name != "avx2" && name != "generic") return PROBGEN_BUILD(avx512);
-    if (middle && name != "generic") return PROBGEN_BUILD(avx2);
+    const Isa isa = widest();
+    if (isa == Isa::Avx512) return PROBGEN_BUILD(avx512);
+    if (isa == Isa::Avx2) return PROBGEN_BUILD(avx2);
 #endif
     return PROBGEN_BUILD(generic);
 }

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Convolution", "Linear", "reset"]
+from probgen.errors import ParameterError
+
+__all__ = ["MLP", "Convolution", "Linear", "Table", "refuse_broken", "reset"]
 
 
 class Linear(nn.Module):
@@ -82,8 +84,34 @@ class Convolution(nn.Module):
         self.bias.zero_()
 
 
+class Table(nn.Module):
+    """A learned vector for each of some symbols, built without drawing numbers."""
+
+    def __init__(self, symbols: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(symbols, width, dtype=torch.float32))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return nn.functional.embedding(ids, self.weight)
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator) -> None:
+        self.weight.copy_(torch.randn(self.weight.shape, generator=generator, dtype=self.weight.dtype) * 0.3)
+
+
 def reset(module: nn.Module, generator: torch.Generator) -> None:
-    """First values for every layer of a network, from one generator."""
-    for part in module.modules():
-        if isinstance(part, Linear | Convolution):
-            part.reset(generator)
+    """First values for every layer of a network, from one generator; tables of symbols come last."""
+    layers = [part for part in module.modules() if isinstance(part, Linear | Convolution)]
+    tables = [part for part in module.modules() if isinstance(part, Table)]
+    for part in (*layers, *tables):
+        part.reset(generator)
+
+
+def refuse_broken(network: nn.Module) -> None:
+    """Raises ParameterError where weights are NaN or infinite, by their name."""
+    for name, weight in network.named_parameters():
+        if not torch.isfinite(weight.sum()):
+            raise ParameterError(
+                f"The weights of network.{name} are not finite", "finite numbers",
+                "Load the model again, or fit it with a smaller learning_rate",
+            )  # fmt: skip

@@ -3,24 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from probgen.nn.layers import MLP, Linear
+from probgen.nn.layers import MLP, Linear, Table
 
-__all__ = ["Table", "TextDecoder", "TextEncoder"]
-
-
-class Table(nn.Module):
-    """A learned vector for each of some symbols, built without drawing numbers."""
-
-    def __init__(self, symbols: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(symbols, width, dtype=torch.float32))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.weight)
-
-    @torch.no_grad()
-    def reset(self, generator: torch.Generator) -> None:
-        self.weight.copy_(torch.randn(self.weight.shape, generator=generator, dtype=self.weight.dtype) * 0.3)
+__all__ = ["TextDecoder", "TextEncoder"]
 
 
 class Gated(nn.Module):

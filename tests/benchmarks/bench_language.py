@@ -22,7 +22,8 @@ import torch
 from probgen import datasets, store
 from probgen.events import BPE, Ragged, Text
 from probgen.models.language import LanguageModel
-from probgen.models.language.learning import halves_well, player, windows
+from probgen.models.language.learning import player, windows
+from probgen.training.muon import halves_well
 
 store.FAMILIES.setdefault("LanguageModel", "probgen.models.language")
 store._PARTS.setdefault("BPE", "probgen.events")

@@ -15,7 +15,6 @@ from probgen.features import Features, image_shape
 from probgen.latent.networks import Encoder
 from probgen.model import generator_of
 from probgen.nn import reset
-from probgen.nn.text import Table as Symbols
 from probgen.nn.text import TextEncoder
 from probgen.training import Player, Schedule, train
 
@@ -113,9 +112,6 @@ class Judge(nn.Module):
 
     def _first_values(self, rows: Any, generator: torch.Generator) -> None:
         reset(self, generator)
-        for part in self.modules():
-            if isinstance(part, Symbols):
-                part.reset(generator)
         if not isinstance(self.event, Text):
             self.features.measure(rows)
 

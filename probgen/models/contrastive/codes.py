@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from probgen.events import Event, Ragged, Text
 from probgen.features import Features, image_shape
 from probgen.latent.networks import Encoder
-from probgen.nn.text import Table, TextEncoder
+from probgen.nn.text import TextEncoder
 
 if TYPE_CHECKING:
     from probgen.models.contrastive.family import Contrastive
 
-__all__ = ["CellCode", "InfoNCE", "TextCode", "code_for", "first_values"]
+__all__ = ["CellCode", "InfoNCE", "TextCode", "code_for"]
 
 
 class CellCode(nn.Module):
@@ -74,13 +74,6 @@ class TextCode(nn.Module):
 def code_for(event: Event, dim: int, hidden: Sequence[int], channels: Sequence[int], width: int) -> Any:
     """The network of one part."""
     return TextCode(event, dim, width) if isinstance(event, Text) else CellCode(event, dim, hidden, channels)
-
-
-def first_values(module: nn.Module, generator: torch.Generator) -> None:
-    """First values of the tables of symbols; ``nn.reset`` knows of layers alone."""
-    for part in module.modules():
-        if isinstance(part, Table):
-            part.reset(generator)
 
 
 class InfoNCE(nn.Module):

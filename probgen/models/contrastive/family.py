@@ -140,7 +140,6 @@ class Contrastive(GenerativeModel):
         )  # fmt: skip
         if not resume:
             reset(self, generator)
-            codes.first_values(self, generator)
         for name in self.names:
             self.nets[f"of_{name}"].measure(pairs[name])  # type: ignore[operator]
         packed = [self.nets[f"of_{name}"].pack(pairs[name]) for name in self.names]  # type: ignore[operator]

@@ -11,9 +11,10 @@ from torch import Tensor
 from probgen.errors import ParameterError
 from probgen.events import Checked
 from probgen.logprob.kinds import Kind, Summary
-from probgen.models.language.learning import Muon, halves_well
 from probgen.models.language.scoring import Reading, Windows, masked, read, score
 from probgen.models.language.texts import refuse_no_text
+from probgen.nn import refuse_broken
+from probgen.training.muon import Muon, halves_well
 
 if TYPE_CHECKING:
     from probgen.models.language.family import LanguageModel
@@ -30,7 +31,7 @@ def bits_per_byte(
     refuse_no_text(model, "Bits per byte")
     stride = _checked_stride(model, stride)
     reading = model._reading(model.alphabet.ids(checked.x))
-    model._check_weights()
+    refuse_broken(model.network)
     if adapting:
         nats = _prequential(model, reading, stride, rate, block)
         by = f"prequential, {block} windows a step, window {model.window}, stride {stride}"
@@ -51,7 +52,7 @@ def perplexity(model: "LanguageModel", checked: Checked, per: Literal["token", "
     refuse_no_text(model, "Perplexity")
     stride = _checked_stride(model, stride)
     reading = model._reading(model.alphabet.ids(checked.x))
-    model._check_weights()
+    refuse_broken(model.network)
     nats = score(model.network, reading, Windows.of(reading, model.window, stride), model.alphabet)
     sizes = _sizes(model, reading) if per == "byte" else np.ones(len(nats))
     value = math.exp(float(-nats.sum() / sizes.sum()))

@@ -1,6 +1,5 @@
 """The family LanguageModel: exact likelihoods of text, and of any sequence of symbols."""
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -10,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probgen.errors import DataError, ParameterError, StructureError, nearest
-from probgen.events import BPE, Event, Ragged, Series, Text
+from probgen.errors import DataError, ParameterError, StructureError
+from probgen.events import Event, Ragged, Series, Text
 from probgen.events.symbols import Alphabet, why_not
 from probgen.logprob import Kind, LogProb
 from probgen.logprob.kinds import Summary
@@ -22,8 +21,11 @@ from probgen.models.language.decoding import Stepper
 from probgen.models.language.sampler import Sampler, streamed
 from probgen.models.language.scoring import Reading, Windows, score
 from probgen.models.language.texts import cut_at, joined
+from probgen.nn import refuse_broken
 from probgen.nn.transformer import Transformer
 from probgen.training import train
+from probgen.training.muon import Ramp, halves_well
+from probgen.training.tokens import with_tokens
 
 __all__ = ["LanguageModel", "TokenPath"]
 
@@ -132,17 +134,7 @@ class LanguageModel(GenerativeModel):
         Raises:
             MissingExtra: without the package tokenizers. ParameterError: an option that neither has.
         """
-        if "event" in options:
-            raise ParameterError("event= for learn()", "no event: learn makes it", "LanguageModel(event).fit(texts)")
-        own = set(inspect.signature(cls).parameters)
-        fits = set(inspect.signature(cls._fit).parameters) - {"self", "x", "given", "generator"}
-        for name in set(options) - own - fits:
-            raise ParameterError(f"LanguageModel.learn has no option {name!r}", "", nearest(name, own | fits))
-        plain = Text()
-        words = plain.restore(plain.check(texts).x)
-        event = plain if tokens == 256 else Text(BPE.learn(words, tokens))
-        made = cls(event, **{name: value for name, value in options.items() if name in own})
-        return made.fit(texts, seed=seed, **{name: value for name, value in options.items() if name in fits})
+        return with_tokens(cls, texts, tokens, seed, options)
 
     # What it reads
 
@@ -165,14 +157,6 @@ class LanguageModel(GenerativeModel):
             raise ParameterError(f"given= holds {len(prefix)} prefixes", wanted, "Ask prefix by prefix")
         return prefix
 
-    def _check_weights(self) -> None:
-        for name, weight in self.network.named_parameters():
-            if not torch.isfinite(weight.sum()):
-                raise ParameterError(
-                    f"The weights of network.{name} are not finite", "finite numbers",
-                    "Load the model again, or fit it with a smaller learning_rate",
-                )  # fmt: skip
-
     def _totals(
         self, x: Any, given: Ragged | None, stride: int = 0, choice: Choice | None = None
     ) -> tuple[Tensor, str]:
@@ -187,7 +171,7 @@ class LanguageModel(GenerativeModel):
         self, x: Any, given: Ragged | None, stride: int = 0, choice: Choice | None = None
     ) -> tuple[Tensor, Reading, np.ndarray]:
         """log p of each target, the reading that holds them, and how many targets of each sequence are its prefix's."""
-        self._check_weights()
+        refuse_broken(self.network)
         ids, known = joined(given, self.alphabet.ids(x))
         reading = self._reading(ids)
         windows = Windows.of(reading, self.window, stride or self.stride)
@@ -232,7 +216,7 @@ class LanguageModel(GenerativeModel):
 
     def _stepper(self, batch: int = 1) -> Stepper:
         """The pmf of each next symbol of ``batch`` sequences: .reset(), .log_pmf(), .push(ids)."""
-        self._check_weights()
+        refuse_broken(self.network)
         return Stepper(self, batch)
 
     def _sample(
@@ -263,7 +247,7 @@ class LanguageModel(GenerativeModel):
         prefix = None if given is None else given.values
         room = min(self.window, most + 1 + (0 if prefix is None else len(prefix)))
         together = max(1, min(4096, _MEMORY // (room * self.layers * self.width * 8)))
-        self._check_weights()
+        refuse_broken(self.network)
         parts: list[np.ndarray] = []
         while len(parts) < n:
             stepper = Stepper(self, min(n - len(parts), together), room=room)
@@ -325,7 +309,7 @@ class LanguageModel(GenerativeModel):
         if given is not None:
             raise ParameterError("given= for fit", "no prefix: whole sequences are learnt", "Leave it out")
         data = learning.windows(self.alphabet.ids(x), self.alphabet.size, self.window)
-        plan = learning.Ramp(
+        plan = Ramp(
             steps=steps, budget=budget, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup,
             weight_decay=weight_decay, clip=0.0, ema=ema, validation=validation if len(data) >= 50 else 0.0,
             patience=patience, grace=0.3, evaluations=8, checkpoint=checkpoint, every=every, resume=resume,
@@ -333,7 +317,7 @@ class LanguageModel(GenerativeModel):
         )  # fmt: skip
         if not resume:
             self.network.reset(generator)
-        half = learning.halves_well(self.network) if bfloat16 is None else bfloat16
+        half = halves_well(self.network) if bfloat16 is None else bfloat16
         made = learning.player(self.network, self.alphabet, half)
         return train(self, [made], data, plan, generator=generator, progress=progress)
 

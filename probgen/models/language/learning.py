@@ -9,9 +9,9 @@ from probgen.events import Ragged
 from probgen.events.symbols import Alphabet
 from probgen.nn.transformer import Transformer
 from probgen.training import Player
-from probgen.training.muon import Muon, Ramp, halves_well, orthogonal
+from probgen.training.muon import Muon
 
-__all__ = ["Muon", "NextSymbol", "Ramp", "halves_well", "orthogonal", "player", "windows"]
+__all__ = ["NextSymbol", "player", "windows"]
 
 _PIECE = 512  # positions whose logits stay in the cache
 _HIDDEN = -1e4

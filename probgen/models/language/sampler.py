@@ -13,6 +13,7 @@ from probgen.model import FitReport, GenerativeModel
 from probgen.models.language.choosing import Choice, growing
 from probgen.models.language.decoding import Stepper
 from probgen.models.language.texts import pieces, refuse_no_text
+from probgen.nn import refuse_broken
 
 if TYPE_CHECKING:
     from probgen.models.language.family import LanguageModel
@@ -101,7 +102,7 @@ def streamed(
     """
     refuse_no_text(model, "A stream")
     prefix, stepper = model._check_given(given, None), Stepper(model)
-    model._check_weights()
+    refuse_broken(model.network)
 
     def symbols() -> Iterator[int]:
         if prefix is not None:

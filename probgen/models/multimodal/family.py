@@ -21,7 +21,6 @@ from probgen.models.multimodal import checks, conditionals, generation, learning
 from probgen.models.multimodal.guides import AGGREGATIONS, Experts, Guide, Joint, Normal
 from probgen.models.multimodal.parts import Part, part_for
 from probgen.nn import reset
-from probgen.nn.text import Table as Tokens
 from probgen.training import Player, Schedule, of_kept_state, train
 
 __all__ = ["MultimodalVAE"]
@@ -239,9 +238,6 @@ class MultimodalVAE(GenerativeModel):
         packed = self._packed(x)
         if not resume:
             reset(self, generator)
-            for part in self.modules():
-                if isinstance(part, Tokens):
-                    part.reset(generator)
             self._measure(packed, generator)
         columns = {name: rows.shape[1] for name, rows in packed.items()}
         loss = learning.NegativeBound(self, self.part_weights(), columns, beta, warming, matching)

@@ -11,6 +11,7 @@ from probgen.errors import ParameterError
 from probgen.estimate.weights import Weights, at_least
 from probgen.logprob import Kind, LogProb
 from probgen.models.textdiffusion.blocks import Windows
+from probgen.nn import refuse_broken
 
 if TYPE_CHECKING:
     from probgen.models.textdiffusion.family import TextDiffusion
@@ -83,7 +84,7 @@ class MaskingBound:
             return LogProb.refuse(
                 len(x), f"{type(model).__name__} masks nothing", "log_prob(x) without by=", by=repr(self)
             )
-        model._check_weights()
+        refuse_broken(model.network)
         weights = Weights(model, x, given, generator)
         sequences = model.layout.sequences(x)
         counts = [model.layout.count(len(one)) for one in sequences]

@@ -1,6 +1,5 @@
 """The family TextDiffusion: lower bounds on the likelihood of text, drawn in any order."""
 
-import inspect
 from os import PathLike
 from typing import Any, Literal, Self
 
@@ -10,8 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from probgen.errors import ParameterError, ShapeError, StructureError, nearest
-from probgen.events import BPE, Array, Event, Ragged, Series, Text
+from probgen.errors import ParameterError, ShapeError, StructureError
+from probgen.events import Array, Event, Ragged, Series, Text
 from probgen.events.symbols import why_not
 from probgen.logprob import LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
@@ -20,8 +19,10 @@ from probgen.models.textdiffusion.blocks import Layout, Windows
 from probgen.models.textdiffusion.bound import MaskingBound, chunks
 from probgen.models.textdiffusion.learning import player
 from probgen.models.textdiffusion.network import Denoiser, Past
+from probgen.nn import refuse_broken
 from probgen.training import train
 from probgen.training.muon import Ramp, halves_well
+from probgen.training.tokens import with_tokens
 
 __all__ = ["TextDiffusion"]
 
@@ -108,17 +109,7 @@ class TextDiffusion(GenerativeModel):
         Raises:
             MissingExtra: without the package tokenizers. ParameterError: an option that neither has.
         """
-        if "event" in options:
-            raise ParameterError("event= for learn()", "no event: learn makes it", "TextDiffusion(event).fit(texts)")
-        own = set(inspect.signature(cls).parameters)
-        fits = set(inspect.signature(cls._fit).parameters) - {"self", "x", "given", "generator"}
-        for name in set(options) - own - fits:
-            raise ParameterError(f"TextDiffusion.learn has no option {name!r}", "", nearest(name, own | fits))
-        plain = Text()
-        words = plain.restore(plain.check(texts).x)
-        event = plain if tokens == 256 else Text(BPE.learn(words, tokens))
-        made = cls(event, **{name: value for name, value in options.items() if name in own})
-        return made.fit(texts, seed=seed, **{name: value for name, value in options.items() if name in fits})
+        return with_tokens(cls, texts, tokens, seed, options)
 
     def log_pmf(
         self, windows: Windows, hidden: Tensor, wanted: Tensor | None = None, past: Past | None = None
@@ -198,14 +189,6 @@ class TextDiffusion(GenerativeModel):
     def _log_prob(self, x: Any, given: None, *, generator: torch.Generator) -> LogProb:
         return MaskingBound()(self, x, generator=generator)
 
-    def _check_weights(self) -> None:
-        for name, weight in self.network.named_parameters():
-            if not torch.isfinite(weight.sum()):
-                raise ParameterError(
-                    f"The weights of network.{name} are not finite", "finite numbers",
-                    "Load the model again, or fit it with a smaller learning_rate",
-                )  # fmt: skip
-
     def _check_given(self, given: Any, data: Any) -> Any:
         """A prefix to draw after: one text, or a list of one sequence."""
         if given is None or not isinstance(self.event, Text | Series):
@@ -230,7 +213,7 @@ class TextDiffusion(GenerativeModel):
 
         ``steps``: network calls a block; fewer than its symbols draws several at once, another distribution.
         """
-        self._check_weights()
+        refuse_broken(self.network)
         most, steps = self._room(length), self._steps(steps)
         prefix = torch.empty(0, dtype=torch.int64) if given is None else self.layout.sequences(given)[0]
         most = max(most, len(prefix) + 1) if self.layout.ends else most
@@ -316,7 +299,7 @@ class TextDiffusion(GenerativeModel):
             blank: In texts of bytes, the character that stands for one missing byte.
         """
         self._check_fitted()
-        self._check_weights()
+        refuse_broken(self.network)
         checked = self._check(x)
         rows = [row.clone() for row in self.layout.sequences(checked.x)]
         masks = self._known(rows, known, blank)
