@@ -362,6 +362,30 @@ def test_scores_are_a_row_a_data_row(saved):
     assert "40 rows written to scores.csv" in answer.stdout
 
 
+@pytest.mark.parametrize("name", ["points", "vae"])
+def test_some_rows_are_scored_as_among_all_and_keep_their_numbers(saved, name):
+    model = pg.load(saved / name)
+    by, words = (pg.IWAE(50), ("--by", "iwae:samples=50")) if name == "vae" else (None, ())
+    done("score", saved / name, "points.npy", "--rows", 12, "-o", "some.csv", *words)
+    some = pd.read_csv("some.csv")
+    assert len(some) == len(set(some["row"])) == 12
+    assert some["row"].tolist() != list(range(12))
+    assert some["log_prob"].tolist() == pytest.approx(model.log_prob(POINTS, by=by, seed=0).nats[some["row"]].tolist())
+    assert "--rows 3 beside --key" in refused("score", saved / name, "points.npy", "--rows", 3, "--key", "id")
+
+
+def test_what_takes_long_is_said_and_scored_piece_by_piece(saved, monkeypatch):
+    module = sys.modules["probgen.cli.pieces"]
+    monkeypatch.setattr(module, "_LONG", 0.0)
+    monkeypatch.setattr(module, "_PIECE", 0.0)
+    answer = done("score", saved / "vae", "points.npy", "--by", "iwae:samples=50", "-o", "all.csv")
+    assert "about 1 min for 40 rows; --rows 500 scores some, drawn at random" in answer.stderr
+    scores = pd.read_csv("all.csv")
+    assert scores["row"].tolist() == list(range(40))
+    whole = pg.load(saved / "vae").log_prob(POINTS, by=pg.IWAE(50), seed=0)
+    assert scores["log_prob"].tolist() == pytest.approx(whole.nats.tolist())
+
+
 def test_a_refused_likelihood_is_an_answer_that_says_so(saved):
     assert "unavailable" in done("score", saved / "gan", "points.npy").stdout
     assert "no finite support" in done("score", saved / "vae", "points.npy", "--by", "enumerate").stdout

@@ -53,13 +53,13 @@ class Dataset:
             steps = checked.x.values
             held = _held_out(test, len(steps), "step")
             parts = [Ragged(part, torch.tensor([len(part)])) for part in (steps[:-held], steps[-held:])]
-            return tuple(self._outside(replace(checked, x=part)) for part in parts)  # type: ignore[return-value]
+            return tuple(self.restore(replace(checked, x=part)) for part in parts)  # type: ignore[return-value]
         if self.held is not None:
             rest = np.setdiff1d(np.arange(len(checked)), self.held)
-            return self._outside(checked[rest]), self._outside(checked[self.held])
+            return self.restore(checked[rest]), self.restore(checked[self.held])
         held = _held_out(test, len(checked), "row")
         order = np.random.default_rng(seed).permutation(len(checked))
-        first, second = (self._outside(checked[np.sort(rows)]) for rows in (order[held:], order[:held]))
+        first, second = (self.restore(checked[np.sort(rows)]) for rows in (order[held:], order[:held]))
         return first, second
 
     @property
@@ -69,9 +69,9 @@ class Dataset:
 
     def take(self, rows: np.ndarray) -> Any:
         """Some rows, by number, in the form of the data."""
-        return self._outside(self.event.check(self.x)[rows])
+        return self.restore(self.event.check(self.x)[rows])
 
-    def _outside(self, checked: Checked) -> Any:
+    def restore(self, checked: Checked) -> Any:
         """Checked rows in the form of the data; the sequences of a panel keep their labels."""
         if isinstance(self.event, Panel):
             return self.event.restore(checked.x, checked.form, checked.about.keys)

@@ -9,6 +9,8 @@ samplers [seconds]       one trained net, 18 evaluations: RMS distance to its co
 step [pairs]             a training step beside the recipe of diffusers on the same net, the same clipping
 toys [seconds [seeds [rows [names]]]]   KL to the truth and the integral, beside a mixture, a flow, a kernel estimate
 gan [seconds]            eight gaussians, three seeds
+clothes [family [seconds [png]]]   GAN or Diffusion on Fashion-MNIST: KID and C2ST on pixels, 500 held-out images
+                         against 500 drawn, beside those of real images; a grid to look at
 """
 
 import itertools
@@ -396,6 +398,23 @@ def _integral(model, each=14, reach=4):
     )
 
 
+def clothes(family="GAN", seconds=600.0, png="/tmp/clothes.png", drawn=500):
+    import probgen as pg
+
+    data = datasets.load("fashion_mnist")
+    train, test = data.split()
+    began = time.process_time()
+    model = getattr(pg, family).for_event(data.event).fit(train, budget=float(seconds), seed=0)
+    print(f"{family}: {model.report.steps} steps in {time.process_time() - began:.0f} CPU-s", flush=True)
+    x = model.sample(int(drawn), seed=1)
+    pg.plots.samples({"held out": test[:64], family: x[:64]}, png)
+    real, own, more = (
+        np.asarray(part, dtype=float).reshape(len(part), -1) / 255 for part in (test[:500], x, test[500:1000])
+    )
+    for name, other in ((family, own), ("other real images", more)):
+        print(name, pg.two_sample(real, other, tests=("kid", "c2st"), seed=0), flush=True)
+
+
 def gan(seconds=60.0):
     from bench_gan import gaussians
 
@@ -404,7 +423,7 @@ def gan(seconds=60.0):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parts = {f.__name__: f for f in (oracle, samplers, step, toys, gan)}
+    parts = {f.__name__: f for f in (oracle, samplers, step, toys, gan, clothes)}
     if len(sys.argv) < 2 or sys.argv[1] not in parts:
         sys.exit(__doc__)
     with torch.no_grad() if sys.argv[1] == "oracle" else torch.enable_grad():

@@ -68,15 +68,8 @@ def seen(net: nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 def trained(event: pg.events.Record, data: dict, options: dict, fit: dict, seconds: float) -> MultimodalVAE:
-    """A model fitted for so many CPU-seconds, turned into steps by timing some."""
-    pilot, began = MultimodalVAE.for_event(event, **options), time.process_time()
-    few = {name: part[:5000] for name, part in data.items()}
-    pilot.fit(few, steps=5, validation=0.0, seed=0, progress=False, **fit)
-    first, began = time.process_time() - began, time.process_time()
-    pilot.fit(few, steps=45, validation=0.0, seed=0, progress=False, **fit)
-    each = (time.process_time() - began - first) / 40
-    steps = max(10, int(0.93 * seconds / each))
-    return MultimodalVAE.for_event(event, **options).fit(data, steps=steps, seed=0, progress=False, **fit)
+    """A model fitted for so many seconds."""
+    return MultimodalVAE.for_event(event, **options).fit(data, budget=seconds, seed=0, progress=False, **fit)
 
 
 def figures(model: MultimodalVAE, x: dict, net: nn.Module, ask: tuple, kinds: dict, bound_rows: int = 300) -> dict:

@@ -45,6 +45,9 @@ def score(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run: files of a folder that are whole are kept.")
     ] = False,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="At most so many rows, drawn at random; all of them if left out.")
+    ] = None,
     seed: Seed = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -54,29 +57,30 @@ def score(
     files, each a partition, and may be larger than memory.
     """
     from probgen import frames
+    from probgen.cli.pieces import scored
+    from probgen.datasets import Dataset
     from probgen.events import Table
 
-    if steps and by is not None:
-        raise ParameterError(
-            f"--by {by} beside --steps", "one of them: an estimator scores whole rows", "Leave one out"
-        )
+    if steps and (by or rows) is not None:
+        other = f"--by {by}" if by is not None else f"--rows {rows}"
+        raise ParameterError(f"{other} beside --steps", "one of them: an estimator scores whole rows", "Leave one out")
     estimator = None if by is None else estimator_of(by)
     asked = {"key": key, "engine": engine, "workers": workers, "scheduler": scheduler, "resume": resume or None}
-    asked["skip_corrupt"] = skip_corrupt or None
+    asked |= {"skip_corrupt": skip_corrupt or None}
     asked = {name: value for name, value in asked.items() if value is not None}
     if asked or Path(data).is_dir():
-        _refuse_beside(asked, data, steps, sequence)
+        _refuse_beside(asked, data, steps, sequence, rows)
         _score_table(model_of(model), data, output, by=estimator, seed=seed, overwrite=overwrite, **asked)
         return
     refuse_absent(model, data)
     outputs.refuse_output(output, (".parquet", ".csv"), overwrite)
     scorer = model_of(model)
     refuse_another_column(scorer.event, sequence)
-    if not steps and sequence is None and _is_large(data, scorer.event):
+    if not steps and sequence is None and rows is None and _is_large(data, scorer.event):
         _score_table(scorer, data, output, by=estimator, seed=seed, overwrite=overwrite)
         return
-    rows = rows_of(data, scorer, sequence)
-    answer = scorer.log_prob_steps(rows, seed=seed) if steps else scorer.log_prob(rows, by=estimator, seed=seed)
+    found = Dataset(data, rows_of(data, scorer, sequence), scorer.event, "")
+    answer = scorer.log_prob_steps(found.x, seed=seed) if steps else scored(scorer, found, rows, estimator, seed)
     if output is not None:
         frames.write(answer.frame(), output)
     elif steps:
@@ -87,17 +91,18 @@ def score(
     (say if steps and output is None else show_text)(told)
     if not steps and (rate := outputs.per_byte(answer)):
         show_text(rate)
-    if not (steps or isinstance(scorer.event, Table)) and (
-        each := outputs.per_step(answer, scorer.event.check(rows).x)
+    if not (steps or rows or isinstance(scorer.event, Table)) and (
+        each := outputs.per_step(answer, scorer.event.check(found.x).x)
     ):
         show_text(each)
     if output is not None:
         show_text(f"{outputs.counted(len(answer), 'row')} written to {output}")
 
 
-def _refuse_beside(asked: dict[str, Any], data: str, steps: bool, sequence: str | None) -> None:
-    """Steps are scored in memory: none of the options of large tables goes with them."""
+def _refuse_beside(asked: dict[str, Any], data: str, steps: bool, sequence: str | None, rows: int | None) -> None:
+    """Steps, and some rows, are scored in memory: none of the options of large tables goes with them."""
     option = "--steps" if steps else f"--sequence {sequence}" if sequence is not None else ""
+    option = f"--rows {rows}" if rows is not None and not option else option
     if option:
         other = f"--{next(iter(asked)).replace('_', '-')}" if asked else f"the folder {data}"
         raise ParameterError(f"{option} beside {other}", "rows of a table, or one file of sequences", "Leave one out")
