@@ -22,7 +22,7 @@ from probgen.errors import (
     nearest,
 )
 from probgen.events import Checked, Event, Ragged, arguments, row_hash, steps_of
-from probgen.logprob import LogProb
+from probgen.logprob import Fingerprint, LogProb
 from probgen.ranks import joined
 
 __all__ = [
@@ -254,13 +254,19 @@ class GenerativeModel(nn.Module, abc.ABC):
     def _answer(self, how: Callable, x: Any, given: Any, seed: int | None, about: Callable) -> LogProb:
         self._check_fitted()
         checked = self._check(x)
-        given = self._check_given(given, checked)
+        conditions = self._check_given(given, checked)
         with torch.no_grad():
-            answer = how(checked.x, given, generator=generator_of(seed))
+            answer = how(checked.x, conditions, generator=generator_of(seed))
         rows = about(checked)
         if len(answer) != len(rows):
             raise ShapeError(f"{len(answer)} numbers for {len(rows)} rows", "one log-probability a row")
+        if (known := self._rows_given(given, len(rows))) is not None:
+            rows = replace(rows, conditions=known)
         return answer.replace(event=rows, measure=answer.measure or rows.measure)
+
+    def _rows_given(self, given: Any, n: int) -> Fingerprint | None:
+        """The n rows of what is given, so that log p(x | y) + log p(y) is known to be of one y; None where untold."""
+        return None
 
     # Checks
 

@@ -164,13 +164,28 @@ def test_joint_is_marginal_times_conditional_for_all_pairs(five, table):
     pairs = all_pairs()
     first = five.log_prob({"x": pairs["x"]}, seed=0)
     rest = five.log_prob({"y": pairs["y"]}, given={"x": pairs["x"]}, seed=0)
-    error = np.hypot(first.stderr, rest.stderr)
-    z = (first.nats + rest.nats - table.reshape(-1)) / error
+    both = rest + first
+    z = (both.nats - table.reshape(-1)) / both.stderr
     assert np.isfinite(z).all()
     assert stats.chi2.sf((z**2).sum(), 25) > ALPHA
     swapped = five.log_prob({"y": pairs["x"]}, given={"x": pairs["y"]}, seed=0).nats
-    assert stats.chi2.sf((((first.nats + swapped - table.reshape(-1)) / error) ** 2).sum(), 25) < ALPHA
-    assert (first.of, rest.of) == ("x", "y|x")
+    assert stats.chi2.sf((((first.nats + swapped - table.reshape(-1)) / both.stderr) ** 2).sum(), 25) < ALPHA
+    assert (first.of, rest.of, both.of, both.kind) == ("x", "y|x", "y,x", "estimate")
+    whole = five.log_prob(pairs, by=IWAE(2), seed=0)
+    assert (first + rest).event.same_rows(whole.event)
+    assert (first + rest).event.dims.tolist() == whole.event.dims.tolist()
+    assert (first + rest).measure == whole.measure
+
+
+def test_the_chain_rule_wants_the_same_rows(five):
+    pairs = all_pairs()
+    rest = five.log_prob({"y": pairs["y"]}, given={"x": pairs["x"]}, by=None, seed=0)
+    other = five.log_prob({"x": pairs["x"][::-1]}, seed=0)
+    with pytest.raises(Incomparable, match="different rows"):
+        rest + other
+    one = five.log_prob({"y": pairs["y"]}, given={"x": [3]}, seed=0) + five.log_prob({"x": [3] * 25}, seed=0)
+    assert one.event.same_rows(five.event.check({"x": [3] * 25, "y": pairs["y"]}).about)
+    assert rest[3:5].event.conditions.keys.tolist() == [3, 4]
 
 
 def test_a_missing_part_is_the_marginal(five, table):

@@ -182,10 +182,9 @@ def _grouped(rows: list, groups: int) -> list:
 
 
 def _joint_hash(parts: Mapping[str, np.ndarray], seen: Mapping[str, Tensor]) -> np.ndarray:
-    """One hash a row from the hashes and names of the parts that it has, of all that it might have."""
-    salted = []
-    for name, there in seen.items():
-        own = parts.get(name, np.zeros(len(there), np.uint64))
+    """One hash a row: the sum of those of the parts that it has, with their names."""
+    total = np.zeros(len(next(iter(seen.values()))), np.uint64)
+    for name, own in parts.items():
         salt = row_hash(np.frombuffer(name.encode(), dtype=np.uint8)[None])
-        salted.append(np.where(there.numpy(), own ^ salt, np.uint64(0)))
-    return row_hash(np.stack(salted, axis=1).view(np.int64))
+        total += np.where(seen[name].numpy(), row_hash((own ^ salt)[:, None].view(np.int64)), np.uint64(0))
+    return total

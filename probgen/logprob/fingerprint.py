@@ -40,6 +40,7 @@ class Fingerprint:
         measure: The event's canonical measure.
         integers: Whether every observed cell is a whole number.
         bytes: Bytes of the original text a row, shape (n,), for text only.
+        conditions: Of a conditional log p(x | y): the rows of y.
     """
 
     keys: np.ndarray
@@ -52,13 +53,15 @@ class Fingerprint:
     measure: str
     integers: bool = False
     bytes: np.ndarray | None = None
+    conditions: "Fingerprint | None" = None
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, rows: Any) -> "Fingerprint":
         taken = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name in ("keys", "content", "dims")}
-        return replace(self, **taken, bytes=None if self.bytes is None else self.bytes[rows])
+        conditions = None if self.conditions is None else self.conditions[rows]
+        return replace(self, **taken, bytes=None if self.bytes is None else self.bytes[rows], conditions=conditions)
 
     @classmethod
     def concat(cls, parts: "Sequence[Fingerprint]") -> "Fingerprint":
@@ -67,6 +70,7 @@ class Fingerprint:
         mixed = len({part.keys.dtype.kind for part in parts}) > 1
         keys = [part.keys.astype(object) if mixed else part.keys for part in parts]
         sizes = [part.bytes for part in parts if part.bytes is not None]
+        given = [part.conditions for part in parts if part.conditions is not None]
         return replace(
             parts[0],
             keys=np.concatenate(keys),
@@ -74,10 +78,32 @@ class Fingerprint:
             dims=np.concatenate([part.dims for part in parts]),
             integers=all(part.integers for part in parts),
             bytes=np.concatenate(sizes) if len(sizes) == len(parts) else None,
+            conditions=cls.concat(given) if len(given) == len(parts) else None,
         )
 
     def same_rows(self, other: "Fingerprint") -> bool:
         return len(self) == len(other) and np.array_equal(self.content, other.content)
+
+    def chained(self, other: "Fingerprint") -> "Fingerprint | None":
+        """The rows of x and y together, where these are of x given y and the others of y; None where they are not.
+
+        The content of a record is the sum of its parts' contents, so that the rows are known for those of the record.
+        """
+        if self.conditions is None or not self.conditions.same_rows(other):
+            return None
+        return replace(
+            self,
+            content=self.content + other.content,
+            dims=self.dims + other.dims,
+            integers=self.integers and other.integers,
+            bytes=None,
+            conditions=other.conditions,
+        )
+
+
+def joint_rows(a: Fingerprint | None, b: Fingerprint | None) -> Fingerprint | None:
+    """Of x and y, from those of x given y and of y, in either order; None where that is not known of them."""
+    return None if a is None or b is None else a.chained(b) or b.chained(a)
 
 
 def agree(name: str, *values: str) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from probgen import frames
 from probgen.errors import Incomparable, LikelihoodUnavailable, ParameterError, ShapeError
 from probgen.logprob.draws import error_of_sum, joined_errors, joint_errors, keys_of_rows
-from probgen.logprob.fingerprint import Fingerprint, agree, chain, joint_target
+from probgen.logprob.fingerprint import Fingerprint, agree, chain, joint_rows, joint_target
 from probgen.logprob.kinds import RATIO, Kind, Summary, difference_kind, kinds_of_rows, weakest
 
 
@@ -305,6 +305,7 @@ class LogProb:
             of=of,
             measure=" x ".join(measures),
             target=joint_target(self.target, other.target, " x "),
+            event=joint_rows(self.event, other.event),
             by=" + ".join(filter(None, (self.by, other.by))),
         )
 
@@ -322,8 +323,11 @@ class LogProb:
             by=" - ".join(filter(None, (self.by, other.by))),
         )
 
-    def _combine(self, other: "LogProb", kind: Callable, add: np.ufunc, **about: Any) -> "LogProb":
-        if len(self) != len(other) or (self.event and other.event and not self.event.same_rows(other.event)):
+    def _combine(
+        self, other: "LogProb", kind: Callable, add: np.ufunc, event: Fingerprint | None = None, **about: Any
+    ) -> "LogProb":
+        known = event is not None or not (self.event and other.event) or self.event.same_rows(other.event)
+        if len(self) != len(other) or not known:
             raise Incomparable(
                 f"Two LogProbs of different rows ({len(self)} and {len(other)})",
                 "the same rows in the same order",
@@ -345,7 +349,7 @@ class LogProb:
             kinds=kinds,
             nats=np.where(kinds == Kind.UNAVAILABLE, math.nan, nats),
             **joint_errors(self, other),
-            event=self.event or other.event,
+            event=event or self.event or other.event,
             diagnostics={},
             reason=reasons,
             instead=insteads,

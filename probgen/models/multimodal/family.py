@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from probgen.estimate.weights import at_least
 from probgen.events import Array, Event, Parts, Record, Table, Text
 from probgen.features import image_shape
 from probgen.latent.priors import prior_for
-from probgen.logprob import LogProb
+from probgen.logprob import Fingerprint, LogProb
 from probgen.model import FitReport, GenerativeModel, generator_of
 from probgen.models.multimodal import checks, conditionals, generation, learning, pictures, program
 from probgen.models.multimodal.guides import AGGREGATIONS, Experts, Guide, Joint, Normal
@@ -194,6 +195,12 @@ class MultimodalVAE(GenerativeModel):
     def _check_given(self, given: Any, data: Any) -> Parts | None:
         """``given`` is observed parts: a dict of them."""
         return None if given is None else checks.conditions(self.event, given, data)
+
+    def _rows_given(self, given: Any, n: int) -> Fingerprint | None:
+        if given is None:
+            return None
+        about = self.event.check(given).about
+        return about if len(about) == n else about[np.zeros(n, dtype=int)]
 
     # Training
 
