@@ -393,6 +393,37 @@ def test_each_step_of_a_spectral_discriminator_moves_its_vectors():
     assert not torch.equal(gan.discriminator.u0, before)
 
 
+def lazy_losses(lazy, weight=1.0):
+    """The discriminator's losses on one batch over many streams, and the loss with the whole penalty."""
+    gan = pg.GAN(Array((2,)), 2, (6,), penalty=3.0)
+    x = torch.randn(20, 2, generator=seeded(), dtype=D)
+    gan._measure(x, None, seeded(1))
+    found = []
+    for seed in range(400):
+        player = _Discriminate(gan, None, lazy)
+        whole = player._loss(x, seeded(seed), gan.penalty)
+        gan.penalty, kept = gan.penalty * weight, gan.penalty
+        loss = player(x, seeded(seed), 0.0)
+        gan.penalty = kept
+        found.append([float(part.detach()) for part in (whole, loss)])
+    return np.array(found)
+
+
+def test_a_lazy_penalty_is_seldom_paid_and_the_same_in_the_mean():
+    whole, loss = lazy_losses(4).T
+    assert 60 < (loss > whole.max()).sum() < 140
+    z = (loss.mean() - whole.mean()) / (loss.std() / 20)
+    assert abs(z) < 3.5
+    forgotten = lazy_losses(4, weight=0.25)[:, 1]
+    assert (forgotten.mean() - whole.mean()) / (forgotten.std() / 20) < -3.5
+    with torch.no_grad():
+        gan = pg.GAN(Array((2,)), 2, (6,), penalty=3.0)
+        x = torch.randn(20, 2, generator=seeded(), dtype=D)
+        gan._measure(x, None, seeded(1))
+        evaluated = {float(_Discriminate(gan, None, lazy)(x, seeded(5), 0.0)) for lazy in (1, 4, 100)}
+    assert len(evaluated) == 1
+
+
 @pytest.fixture(scope="module")
 def tabled():
     return pg.GAN(MIXED, 4, (48, 48)).fit(mixed(1000), steps=200, batch_size=100, learning_rate=4e-3, seed=0)

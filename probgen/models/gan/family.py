@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from probgen.errors import LikelihoodUnavailable, ParameterError, nearest
+from probgen.estimate.weights import at_least
 from probgen.events import Array, Category, Checked, Event, Table
 from probgen.features import Features, image_shape
 from probgen.logprob import LogProb
@@ -103,7 +104,7 @@ class GAN(GenerativeModel):
         elif cells <= 16:
             defaults = {"latent_dim": 8, "hidden": (64, 64, 64), "penalty": 0.02}
         elif image is not None and min(image[1:]) >= 16:
-            defaults = {"latent_dim": 32, "hidden": (256,), "channels": (32, 64)}
+            defaults = {"latent_dim": 32, "hidden": (256,), "channels": (16, 32)}
         return cls(event, **{**defaults, **options})
 
     @property
@@ -242,9 +243,10 @@ class GAN(GenerativeModel):
         generator: torch.Generator,
         budget: float = 60.0,
         steps: int | None = None,
-        batch_size: int = 128,
+        batch_size: int | None = None,
         learning_rate: float = 2e-3,
         critics: int | None = None,
+        lazy: int | None = None,
         ema: float = 0.999,
         checkpoint: str | None = None,
         every: int = 500,
@@ -256,12 +258,15 @@ class GAN(GenerativeModel):
         Arguments:
             budget: In seconds, unless ``steps`` is given.
             critics: Steps of the discriminator for one of the generator; None: 3 for "wasserstein", else 1.
+            batch_size: None: 32 with convolutions, else 128: in little time many steps count for more than exact ones.
+            lazy: The penalty is paid in one step of so many and weighs that much more; None: 8 with convolutions, else
+                1.
             ema: Decay of that average; 0 keeps the last weights.
         """
         plan = Schedule(
             steps=steps,
             budget=budget,
-            batch_size=batch_size,
+            batch_size=(32 if self.channels else 128) if batch_size is None else batch_size,
             learning_rate=learning_rate,
             validation=0.0,
             clip=10.0,
@@ -271,15 +276,16 @@ class GAN(GenerativeModel):
             resume=resume,
         )
         critics = (3 if self.loss == "wasserstein" else 1) if critics is None else critics
-        if isinstance(critics, bool) or not isinstance(critics, int) or critics < 1:
-            raise ParameterError(f"critics={critics!r}", "a whole number, at least 1")
+        lazy = (8 if self.channels else 1) if lazy is None else lazy
+        at_least("critics", critics, 1)
+        at_least("lazy", lazy, 1)
         data = x.reshape(len(x), -1)
         if not resume:
             self._measure(data, given, generator)
         if given is not None:
             data = torch.cat([data, given.reshape(len(given), -1)], 1)
         rows = None if self.conditions is None else Rows(data, self.conditions)
-        first = Player(_Discriminate(self, rows), list(self.discriminator.parameters()), betas=(0.0, 0.99))
+        first = Player(_Discriminate(self, rows, lazy), list(self.discriminator.parameters()), betas=(0.0, 0.99))
         second = Player(_Generate(self, rows), list(self.generator.parameters()), betas=(0.0, 0.99))
         return train(self, [first] * critics + [second], data, plan, generator=generator, progress=progress)
 

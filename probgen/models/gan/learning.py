@@ -66,8 +66,24 @@ class _Pair(nn.Module):
 
 
 class _Discriminate(_Pair):
-    @torch.enable_grad()  # its penalty is made of slopes, also where it is only evaluated
+    """The discriminator's loss and penalty.
+
+    Arguments:
+        lazy: In training the penalty is paid in one step of so many, chosen at random, and weighs that much more
+            (Karras et al. 2020, "lazy regularisation"): it takes slopes of slopes, half of a step's work and more.
+    """
+
+    def __init__(self, gan: "GAN", rows: Rows | None = None, lazy: int = 1) -> None:
+        super().__init__(gan, rows)
+        self.lazy = lazy
+
     def forward(self, x: Tensor, generator: torch.Generator, share: float) -> Tensor:
+        lazy = self.lazy if torch.is_grad_enabled() else 1
+        due = lazy == 1 or float(torch.rand((), generator=generator)) * lazy < 1
+        with torch.enable_grad():  # the penalty is made of slopes, also where it is only evaluated
+            return self._loss(x, generator, self.gan.penalty * lazy if due else 0.0)
+
+    def _loss(self, x: Tensor, generator: torch.Generator, penalty: float) -> Tensor:
         gan, batch = self.gan, self.batch(x, generator)
         if isinstance(gan.discriminator, Spectral):
             gan.discriminator.advance()
@@ -76,16 +92,16 @@ class _Discriminate(_Pair):
         real, fake = batch.real.detach().requires_grad_(), fake.requires_grad_()
         on_real, on_fake = self._scores(real, fake, batch)
         loss = discriminator_loss(gan.loss, on_real, on_fake)
-        if not gan.penalty:
+        if not penalty:
             return loss
         if gan.loss == "wasserstein":
             between = torch.rand(len(real), 1, generator=generator, dtype=real.dtype)
-            return loss + gan.penalty * interpolated_penalty(
+            return loss + penalty * interpolated_penalty(
                 lambda rows: gan.discriminator(rows, batch.extra), real, fake, between
             )
         if gan.loss == "relativistic":
-            return loss + gan.penalty * slope_penalty(torch.cat([on_real, on_fake]), real, fake)
-        return loss + gan.penalty * slope_penalty(on_real, real)
+            return loss + penalty * slope_penalty(torch.cat([on_real, on_fake]), real, fake)
+        return loss + penalty * slope_penalty(on_real, real)
 
     def _scores(self, real: Tensor, fake: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
         """Both halves in one pass."""
