@@ -386,6 +386,12 @@ def test_what_takes_long_is_said_and_scored_piece_by_piece(saved, monkeypatch):
     assert scores["log_prob"].tolist() == pytest.approx(whole.nats.tolist())
 
 
+@pytest.mark.parametrize("option", ["-o", "--output"])
+def test_the_folder_of_a_comparison_is_named_as_other_outputs_are(option):
+    done("compare", "points.npy", "--families", "independent", "--no-report", option, "c")
+    assert Path("c/scores.parquet").exists()
+
+
 def test_a_refused_likelihood_is_an_answer_that_says_so(saved):
     assert "unavailable" in done("score", saved / "gan", "points.npy").stdout
     assert "no finite support" in done("score", saved / "vae", "points.npy", "--by", "enumerate").stdout

@@ -24,7 +24,10 @@ def compare(
     ] = None,
     budget: Annotated[str, typer.Option(help="Seconds of training for all families together: 60, 60s, 10m.")] = "60s",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report, scores, models and pictures; a new one if not given.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", "--output", help="Folder for report, scores, models and pictures; a new one if not given."
+        ),
     ] = None,
     rows: Annotated[
         int,
