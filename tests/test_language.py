@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -434,3 +435,19 @@ def test_bad_input_is_refused_by_name():
         random_model(Series(levels=3)).log_prob([np.array([0.0, 1]), np.array([1, 2, np.nan])])
     with pytest.raises(StructureError, match="model of text"):
         random_model(Series(levels=3)).bits_per_byte([np.array([0.0, 1])])
+
+
+def test_of_many_windows_only_some_are_held_out_for_an_evaluation_costs_them_all(monkeypatch):
+    plans, family = [], sys.modules["probgen.models.language.family"]
+
+    def noted(model, players, data, plan, **_):
+        plans.append((plan.validation, len(data)))
+        return FitReport((), 0, "steps")
+
+    monkeypatch.setattr(family, "train", noted)
+    rows = np.random.default_rng(0).integers(0, 2, (30_000, 3))
+    LanguageModel(Array((3,), levels=2), window=8, **SMALL).fit(rows, steps=1)
+    LanguageModel(Array((3,), levels=2), window=8, **SMALL).fit(rows[:600], steps=1)
+    (share, many), (whole, few) = plans
+    assert 0 < share * many <= 256 < 0.02 * many
+    assert (whole, few * 0.02 <= 256) == (0.02, True)

@@ -30,6 +30,7 @@ from probgen.training.tokens import with_tokens
 __all__ = ["LanguageModel", "TokenPath"]
 
 _MOST = 4096  # symbols of a text that is drawn
+_HELD = 256  # windows held out, at most
 _MEMORY = 1 << 26  # bytes of keys and values of the sequences that are drawn together
 
 
@@ -303,15 +304,15 @@ class LanguageModel(GenerativeModel):
 
         ``budget`` in seconds, unless ``steps`` is given; ``batch_size`` windows of ``window`` symbols a step;
         ``learning_rate`` of the matrices (half of it for tables), linear to zero over the last share ``descent``;
-        ``validation``: share of windows held out to choose the best state; ``bfloat16``: whether to multiply in it,
-        None where the processor has instructions for it. The report's objective is in nats a symbol.
+        ``validation``: share of windows held out to choose the best state, 256 of them at most; ``bfloat16``: whether
+        to multiply in it, None where the processor has instructions for it. The report's objective is in nats a symbol.
         """
         if given is not None:
             raise ParameterError("given= for fit", "no prefix: whole sequences are learnt", "Leave it out")
         data = learning.windows(self.alphabet.ids(x), self.alphabet.size, self.window)
         plan = Ramp(
             steps=steps, budget=budget, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup,
-            weight_decay=weight_decay, clip=0.0, ema=ema, validation=validation if len(data) >= 50 else 0.0,
+            weight_decay=weight_decay, clip=0.0, ema=ema, validation=min(validation, _HELD / len(data)) if len(data) >= 50 else 0.0,
             patience=patience, grace=0.3, evaluations=8, checkpoint=checkpoint, every=every, resume=resume,
             descent=descent,
         )  # fmt: skip
