@@ -310,9 +310,10 @@ class LanguageModel(GenerativeModel):
         if given is not None:
             raise ParameterError("given= for fit", "no prefix: whole sequences are learnt", "Leave it out")
         data = learning.windows(self.alphabet.ids(x), self.alphabet.size, self.window)
+        held = min(validation, _HELD / len(data)) if len(data) >= 50 else 0.0
         plan = Ramp(
             steps=steps, budget=budget, batch_size=batch_size, learning_rate=learning_rate, warmup=warmup,
-            weight_decay=weight_decay, clip=0.0, ema=ema, validation=min(validation, _HELD / len(data)) if len(data) >= 50 else 0.0,
+            weight_decay=weight_decay, clip=0.0, ema=ema, validation=held,
             patience=patience, grace=0.3, evaluations=8, checkpoint=checkpoint, every=every, resume=resume,
             descent=descent,
         )  # fmt: skip
