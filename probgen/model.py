@@ -262,7 +262,12 @@ class GenerativeModel(nn.Module, abc.ABC):
             raise ShapeError(f"{len(answer)} numbers for {len(rows)} rows", "one log-probability a row")
         if (known := self._rows_given(given, len(rows))) is not None:
             rows = replace(rows, conditions=known)
-        return answer.replace(event=rows, measure=answer.measure or rows.measure)
+        of = self._variable(checked.x, conditions) or answer.of
+        return answer.replace(event=rows, measure=answer.measure or rows.measure, of=of)
+
+    def _variable(self, x: Any, given: Any) -> str | None:
+        """The name of what x holds, given what is known, where that is less than everything."""
+        return None
 
     def _rows_given(self, given: Any, n: int) -> Fingerprint | None:
         """The n rows of what is given, so that log p(x | y) + log p(y) is known to be of one y; None where untold."""

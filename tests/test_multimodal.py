@@ -186,6 +186,9 @@ def test_the_chain_rule_wants_the_same_rows(five):
     one = five.log_prob({"y": pairs["y"]}, given={"x": [3]}, seed=0) + five.log_prob({"x": [3] * 25}, seed=0)
     assert one.event.same_rows(five.event.check({"x": [3] * 25, "y": pairs["y"]}).about)
     assert rest[3:5].event.conditions.keys.tolist() == [3, 4]
+    marginal = five.log_prob({"x": pairs["x"]}, by=IWAE(20), seed=0)
+    drawn = five.log_prob({"y": pairs["y"]}, given={"x": pairs["x"]}, by=SelfNormalised(100), seed=0)
+    assert (marginal.of, drawn.of, (drawn + marginal).of) == ("x", "y|x", "y,x")
 
 
 def test_a_missing_part_is_the_marginal(five, table):

@@ -109,6 +109,7 @@ def joint_rows(a: Fingerprint | None, b: Fingerprint | None) -> Fingerprint | No
 def agree(name: str, *values: str) -> None:
     """Raises Incomparable where LogProbs differ in something that they must share."""
     if len(set(values)) > 1:
+        name = "variable (of)" if name == "of" else name
         raise Incomparable(
             f"LogProbs that differ in {name}: {', '.join(sorted(set(map(repr, values))))}",
             f"one {name}",

@@ -180,17 +180,18 @@ class MultimodalVAE(GenerativeModel):
         return generation.parts_of(self, z, generator), z
 
     def _log_prob(self, x: Parts, given: Parts | None, *, generator: torch.Generator) -> LogProb:
-        names = [name for name in x if x[name] is not None]
-        measure = cast(Record, self.event).measure_of(names)
-        if given is None and len(names) == len(x.seen):
-            return Ladder()(self, x, None, generator=generator)
-        if given is None:
-            return conditionals.Defensive()(self, x, None, generator=generator).replace(
-                of=checks.joined(names), measure=measure
-            )
-        answer = conditionals.SelfNormalised()(self, x, given, generator=generator)
-        known = [name for name in given if given[name] is not None]
-        return answer.replace(of=f"{checks.joined(names)}|{checks.joined(known)}", measure=measure)
+        if given is not None:
+            return conditionals.SelfNormalised()(self, x, given, generator=generator)
+        by = Ladder() if self._variable(x, None) is None else conditionals.Defensive()
+        return by(self, x, None, generator=generator)
+
+    def _variable(self, x: Parts, given: Parts | None) -> str | None:
+        asked, known = (
+            [name for name in parts if parts[name] is not None] if parts is not None else [] for parts in (x, given)
+        )
+        if known:
+            return f"{checks.joined(asked)}|{checks.joined(known)}"
+        return None if len(asked) == len(x.seen) else checks.joined(asked)
 
     def _check_given(self, given: Any, data: Any) -> Parts | None:
         """``given`` is observed parts: a dict of them."""
