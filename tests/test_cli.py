@@ -371,6 +371,7 @@ def test_some_rows_are_scored_as_among_all_and_keep_their_numbers(saved, name):
     assert len(some) == len(set(some["row"])) == 12
     assert some["row"].tolist() != list(range(12))
     assert some["log_prob"].tolist() == pytest.approx(model.log_prob(POINTS, by=by, seed=0).nats[some["row"]].tolist())
+    assert "--rows 3 beside --steps" in refused("score", saved / name, "points.npy", "--rows", 3, "--steps")
     assert "--rows 3 beside --key" in refused("score", saved / name, "points.npy", "--rows", 3, "--key", "id")
 
 

@@ -174,7 +174,7 @@ def test_joint_is_marginal_times_conditional_for_all_pairs(five, table):
     whole = five.log_prob(pairs, by=IWAE(2), seed=0)
     assert (first + rest).event.same_rows(whole.event)
     assert (first + rest).event.dims.tolist() == whole.event.dims.tolist()
-    assert (first + rest).measure == whole.measure
+    assert (first + rest).measure == (first + rest).event.measure == whole.measure
 
 
 def test_the_chain_rule_wants_the_same_rows(five):

@@ -95,10 +95,16 @@ class Fingerprint:
             self,
             content=self.content + other.content,
             dims=self.dims + other.dims,
+            measure=joint_measure(self.measure, other.measure),
             integers=self.integers and other.integers,
             bytes=None,
-            conditions=other.conditions,
+            conditions=None,
         )
+
+
+def joint_measure(a: str, b: str) -> str:
+    """Of two variables together, from the measure of each."""
+    return " x ".join(sorted({*a.split(" x "), *b.split(" x ")} - {""}))
 
 
 def joint_rows(a: Fingerprint | None, b: Fingerprint | None) -> Fingerprint | None:

@@ -10,7 +10,7 @@ import numpy as np
 from probgen import frames
 from probgen.errors import Incomparable, LikelihoodUnavailable, ParameterError, ShapeError
 from probgen.logprob.draws import error_of_sum, joined_errors, joint_errors, keys_of_rows
-from probgen.logprob.fingerprint import Fingerprint, agree, chain, joint_rows, joint_target
+from probgen.logprob.fingerprint import Fingerprint, agree, chain, joint_measure, joint_rows, joint_target
 from probgen.logprob.kinds import RATIO, Kind, Summary, difference_kind, kinds_of_rows, weakest
 
 
@@ -297,13 +297,12 @@ class LogProb:
             raise Incomparable(
                 "A log ratio plus a log-probability", "two ratios, or two log-probabilities", "Add first"
             )
-        measures = sorted({*self.measure.split(" x "), *other.measure.split(" x ")} - {""})
         return self._combine(
             other,
             lambda a, b: weakest([a, b]),
             np.add,
             of=of,
-            measure=" x ".join(measures),
+            measure=joint_measure(self.measure, other.measure),
             target=joint_target(self.target, other.target, " x "),
             event=joint_rows(self.event, other.event),
             by=" + ".join(filter(None, (self.by, other.by))),

@@ -61,12 +61,12 @@ def score(
     from probgen.datasets import Dataset
     from probgen.events import Table
 
-    if steps and (by or rows) is not None:
+    if steps and (by is not None or rows is not None):
         other = f"--by {by}" if by is not None else f"--rows {rows}"
         raise ParameterError(f"{other} beside --steps", "one of them: an estimator scores whole rows", "Leave one out")
     estimator = None if by is None else estimator_of(by)
     asked = {"key": key, "engine": engine, "workers": workers, "scheduler": scheduler, "resume": resume or None}
-    asked |= {"skip_corrupt": skip_corrupt or None}
+    asked["skip_corrupt"] = skip_corrupt or None
     asked = {name: value for name, value in asked.items() if value is not None}
     if asked or Path(data).is_dir():
         _refuse_beside(asked, data, steps, sequence, rows)

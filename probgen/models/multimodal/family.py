@@ -186,12 +186,11 @@ class MultimodalVAE(GenerativeModel):
         return by(self, x, None, generator=generator)
 
     def _variable(self, x: Parts, given: Parts | None) -> str | None:
-        asked, known = (
-            [name for name in parts if parts[name] is not None] if parts is not None else [] for parts in (x, given)
-        )
-        if known:
-            return f"{checks.joined(asked)}|{checks.joined(known)}"
-        return None if len(asked) == len(x.seen) else checks.joined(asked)
+        asked = [name for name in x if x[name] is not None]
+        if given is None:
+            return None if len(asked) == len(x.seen) else checks.joined(asked)
+        known = [name for name in given if given[name] is not None]
+        return f"{checks.joined(asked)}|{checks.joined(known)}"
 
     def _check_given(self, given: Any, data: Any) -> Parts | None:
         """``given`` is observed parts: a dict of them."""
